@@ -26,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from benchmarks.choice_data import (
     DESIGN_SIZES,
@@ -42,20 +41,19 @@ from benchmarks.choice_data import (
     simulated_rows,
 )
 from stack.blend.choice import REAL_GAIN, REFERENCE, highest_bound, reference_of
-from stack.blend.columns import NetScaler, standard_rank, weighted_sum
-from stack.blend.logistic import logistic_weights
+from stack.blend.columns import NetScaler, Weighting
 from stack.blend.nested import blend_nested
 from stack.blend.preselection import informative_runs
-from stack.blend.selection import hill_climb
 from stack.blend.transformed import TransformedRuns
-from stack.blend.weights import BY_REGRESSION, DEFAULT_METHODS
+from stack.blend.weights import DEFAULT_METHODS, Settings, WeightFits, total_of
 from stack.metrics.intervals import clustered_auc
 from stack.metrics.scores import Floats, auc
 from stack.ranks import Ecdf
 
 SEARCHED = "hill_climb"  # beside the default methods, which search no weights
-METHODS = (*DEFAULT_METHODS, SEARCHED)
-_REFERENCE = reference_of(METHODS)
+WITH_SEARCH = (*DEFAULT_METHODS, SEARCHED)
+ON_ONE_SCALE = ("rank_logistic", "logistic")  # measured alone, as what the average of both could have
+_REFERENCE = reference_of(DEFAULT_METHODS)
 
 Rule = Callable[[Floats, Floats], int]  # of values and their covariance, to the index of the chosen method
 
@@ -87,47 +85,27 @@ class Outcome:
 
 def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
     """Fits all methods without each set of folds, as `blend_nested` does, and scores the final ones on new rows."""
-    columns, folds = NetScaler().fit(rows.P, rows.fold, rows.group), np.unique(rows.fold).tolist()
-    as_logits = ("logit",) * rows.P.shape[1]
-    ranks, logits = (
-        columns.ranks_.transform(rows.P, rows.fold),
-        TransformedRuns(columns, rows.P, rows.fold).matrix(as_logits, standard=True),
-    )
-    new_logits = TransformedRuns(columns, new.P, new.fold).matrix(as_logits, standard=True)
+    scaler, folds = NetScaler().fit(rows.P, rows.fold, rows.group), np.unique(rows.fold).tolist()
+    columns = TransformedRuns(scaler, rows.P, rows.fold).prepared()
+    scored = TransformedRuns(scaler, new.P, new.fold).prepared()
+    of_new_nets = TransformedRuns(NetScaler().fit(new.P, new.fold, new.group), new.P, new.fold).prepared()
+    ranks = columns.matrix(("rank",) * columns.runs, standard=False)
     comparable, final, of_folds = {}, np.empty(0), []
-    ranked_new = {
-        "mean": new.P,
-        "logistic": new_logits,
-        "rank": NetScaler().fit(new.P, new.fold, new.group).ranks_.transform(new.P, new.fold),
-    }
     for without in (frozenset(found) for size in (0, 1, 2) for found in combinations(folds, size)):
         seen = ~np.isin(rows.fold, list(without))
-        used = np.flatnonzero(informative_runs(ranks[seen], rows.y[seen], rows.group[seen]))
+        used = informative_runs(ranks[seen], rows.y[seen], rows.group[seen])
+        fits = WeightFits(columns.part(rows=seen, runs=used), rows.y[seen] == 1, Settings(bags=1))
+        found = {method: fits.fit(method).spread_over(used).weighting for method in methods}
 
-        def weights(method: str, used: Ints = used, seen: NDArray[np.bool_] = seen) -> Floats:
-            found = np.zeros(rows.P.shape[1])
-            if method in BY_REGRESSION:
-                regressed = logits if method == "logistic" else standard_rank(ranks)
-                coefficients, _ = logistic_weights(regressed[np.ix_(seen, used)], rows.y[seen])
-                found[used] = coefficients / coefficients.sum() if coefficients.any() else 1 / used.size
-            elif method == "hill_climb":
-                found[used] = hill_climb(ranks[np.ix_(seen, used)], rows.y[seen] == 1, bags=1)
-            else:
-                found[used] = 1 / used.size
-            return found
+        def totals(columns: TransformedRuns, found: dict[str, Weighting] = found) -> list[Floats]:
+            return [total_of(method, "auc", weighting, columns) for method, weighting in found.items()]
 
-        by_method = {method: weights(method) for method in methods}
-        inputs = {"mean": rows.P, "logistic": logits}
-        made = [weighted_sum(inputs.get(method, ranks), found) for method, found in by_method.items()]
         if without:
-            comparable[without] = np.column_stack([Ecdf().fit(score)(score) for score in made])
+            comparable[without] = np.column_stack([Ecdf().fit(total)(total) for total in totals(columns)])
             if len(without) == 1:
-                inputs = [ranked_new.get(method, ranked_new["rank"]) for method in methods]
-                of_folds.append([auc(new.y, V @ found) for V, found in zip(inputs, by_method.values(), strict=True)])
+                of_folds.append([auc(new.y, total) for total in totals(of_new_nets)])
         else:
-            inputs = {"mean": new.P, "logistic": new_logits}
-            new_ranks = columns.ranks_.transform(new.P, new.fold)
-            final = np.array([auc(new.y, inputs.get(m, new_ranks) @ found) for m, found in by_method.items()])
+            final = np.array([auc(new.y, total) for total in totals(scored)])
 
     def assembled(without: frozenset[int]) -> Floats:
         scores = np.full((len(rows.y), len(methods)), np.nan)
@@ -143,8 +121,9 @@ def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
     return Outcome(rows.y, rows.fold, assembled(frozenset()), decisions, final, np.array(of_folds))
 
 
-def check(rows: Rows, found: Outcome, methods: tuple[str, ...]) -> None:
-    """Raises AssertionError unless `blend_nested` chooses and scores the same."""
+def check(rows: Rows, found: Outcome) -> None:
+    """Raises AssertionError unless `blend_nested` chooses and scores the same among the default methods."""
+    found, methods = found.among(len(DEFAULT_METHODS)), DEFAULT_METHODS
     nested = blend_nested(
         rows.P, rows.y, nets=rows.fold, fold=rows.fold, split_group=rows.group, methods=methods, bags=1
     )
@@ -202,20 +181,21 @@ def _shown(values: Floats) -> str:
 
 def simulate(kind: str, runs: int, rows: int) -> str:
     """Returns a line of the table."""
-    methods = METHODS if runs <= 10 and rows <= 300 else DEFAULT_METHODS  # hill climbing takes minutes elsewhere
+    has_search = runs <= 10 and rows <= 300  # hill climbing takes minutes elsewhere
+    methods = (*(WITH_SEARCH if has_search else DEFAULT_METHODS), *ON_ONE_SCALE)
     outcomes = []
     for made, new in benchmark_data(kind, runs, rows):
         outcomes.append(outcome(made, new, methods))
         if len(outcomes) == 1:
-            check(made, outcomes[0], methods)
+            check(made, outcomes[0])
     best, measured = regrets(outcomes, [(rule, len(DEFAULT_METHODS)) for rule in RULES.values()])
-    _, [(with_search, _, _)] = regrets(outcomes, [(now, len(methods))])
+    _, [(with_search, _, _)] = regrets(outcomes, [(now, len(WITH_SEARCH) if has_search else len(DEFAULT_METHODS))])
     new = np.array([one.on_new_rows for one in outcomes])
     possible = new.max(axis=1) - new[:, int(new.mean(axis=0).argmax())]
     nested = np.mean([auc(one.y, one.comparable[:, best]) for one in outcomes])
     by_rule = dict(zip(RULES, measured, strict=True))
     shown = [of_headline for of_headline, _, _ in measured]
-    headline = " | ".join([*map(_shown, shown), _shown(with_search) if SEARCHED in methods else "–"])
+    headline = " | ".join([*map(_shown, shown), _shown(with_search) if has_search else "–"])
     final = " | ".join(_shown(by_rule[rule][1]) for rule in ON_NEW_ROWS)
     differing = " | ".join(f"{by_rule[rule][2]:.1f}" for rule in ON_NEW_ROWS[1:])
     return (
@@ -230,17 +210,18 @@ def measure_design() -> None:
     rules = {f"over rank_mean, {errors}": (_bound(0, errors), default) for errors in bounds}
     rules |= {f"over {REFERENCE}, {errors}": (_bound(_REFERENCE, errors), default) for errors in bounds}
     with_search = f"over {REFERENCE}, {REAL_GAIN}, with {SEARCHED}"
-    rules |= {with_search: (_bound(_REFERENCE, REAL_GAIN), len(METHODS))}
+    methods = (*WITH_SEARCH, *ON_ONE_SCALE)
+    rules |= {with_search: (_bound(_REFERENCE, REAL_GAIN), len(WITH_SEARCH))}
     rules |= {"one standard error": (one_standard_error, default)}
-    rules |= {f"always {method}": (_always(number), len(METHODS)) for number, method in enumerate(METHODS)}
+    rules |= {f"always {method}": (_always(number), len(methods)) for number, method in enumerate(methods)}
     cells: dict[str, list[str]] = {name: [] for name in rules}
     for rows, half in DESIGN_SIZES.items():
         for spread in DESIGN_SPREADS:
             numbers = [first + number for first in (1000, 2000) for number in range(half)]
             rngs = (np.random.default_rng([number, rows, int(1000 * spread), 77]) for number in numbers)
             worlds = [design_data(spread, rows, rng) for rng in rngs]
-            outcomes = [outcome(*world, METHODS) for world in worlds]
-            check(worlds[0][0], outcomes[0], METHODS)
+            outcomes = [outcome(*world, methods) for world in worlds]
+            check(worlds[0][0], outcomes[0])
             for name, (headline, final, _) in zip(rules, regrets(outcomes, rules.values())[1], strict=True):
                 error = 1e4 / np.sqrt(2 * half)
                 cells[name].append(
@@ -286,7 +267,7 @@ def measure_nets() -> None:
     """Prints the nested AUC of each method and of the headline for 24 nets that are equally good."""
     methods = DEFAULT_METHODS
     print(f"| data set | {' | '.join(methods)} | headline | less the better mean | methods of the folds |")
-    print("|---" * 8 + "|")
+    print("|---" * (4 + len(methods)) + "|")
     for repetition in range(3):
         rng = np.random.default_rng([SEED, repetition, 24])
         strengths, scale = np.full(24, 1.0), rng.uniform(0.9, 1.1, (10, 24))
@@ -304,7 +285,7 @@ def measure_nets() -> None:
 
 def measure_null() -> None:
     """Prints the mean AUC, over 100 data sets, of methods and headlines where no run carries anything."""
-    print(f"| rows | runs | {' | '.join(DEFAULT_METHODS)} | headline |\n" + "|---" * 7 + "|")
+    print(f"| rows | runs | {' | '.join(DEFAULT_METHODS)} | headline |\n" + "|---" * (3 + len(DEFAULT_METHODS)) + "|")
     for rows, runs in ((300, 3), (300, 10), (1000, 10)):
         values = []
         for repetition in range(100):
@@ -358,7 +339,11 @@ def measure_siim(folder: Path) -> None:
     fold, P = a["fold"].to_numpy(), np.column_stack([a["p"], b["p"]])
     nets = np.column_stack([fold, b["fold"]])
     nothing = np.random.default_rng(0).random(len(y))
-    print(f"| runs | {' | '.join(DEFAULT_METHODS)} | headline | methods of the folds | chosen |\n" + "|---" * 8 + "|")
+    print(
+        f"| runs | {' | '.join(DEFAULT_METHODS)} | headline | methods of the folds | chosen |\n"
+        + "|---" * (4 + len(DEFAULT_METHODS))
+        + "|"
+    )
     for name, extra in (
         ("two CNNs", None),
         ("and one that carries nothing", nothing),

@@ -21,7 +21,7 @@ from stack.metrics.scores import auc
 from stack.store import read_run
 
 SIZES = {300: 60, 1000: 60, 3000: 20}  # rows of a fit: draws
-METHODS = ("rank_mean", "mean", "rank_logistic", "logistic", "hill_climb", "optuna")
+METHODS = ("rank_mean", "mean", "rank_logistic", "logistic", "averaged_logistic", "hill_climb", "optuna")
 
 
 def main() -> None:

@@ -68,9 +68,9 @@ class Estimate(Strict):
 
 
 # Increase it when the blend of the same rows with the same settings becomes another one.
-BLEND_VERSION = 2
+BLEND_VERSION = 3
 BlendMethod = Literal[  # simplest first
-    "rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "hill_climb", "optuna"
+    "rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "averaged_logistic", "hill_climb", "optuna"
 ]
 
 
@@ -79,7 +79,7 @@ class Blend(Strict):
 
     # methods to choose from; the choice never uses the rows that it is scored on. With `tuned.blend`, `optuna` is one
     # of them
-    methods: tuple[BlendMethod, ...] = Field(("rank_mean", "mean", "rank_logistic", "logistic"), min_length=1)
+    methods: tuple[BlendMethod, ...] = Field(("rank_mean", "mean", "averaged_logistic"), min_length=1)
     # names or patterns of the runs that are blended, of both levels; none: all
     runs: tuple[str, ...] | None = Field(None, min_length=1)
     trials: int = Field(100, ge=1)  # `optuna`: number of trials; the first ones are the weights of the simpler methods

@@ -236,7 +236,7 @@ def test_the_blend_is_chosen_and_weighted_as_the_run_did_it() -> None:
     """Of several methods that gain over the reference, the highest bound is taken, not the simplest that none beats."""
     data = make_full_data()
     weights = pd.DataFrame({"run": ["net_a", "lightgbm"], "weight": [0.0, 0.8]})
-    for chosen in ("rank_logistic", "mean/logistic", "mean", "hill_climb"):
+    for chosen in ("rank_logistic", "averaged_logistic", "mean/logistic", "mean", "hill_climb"):
         evidence = made_evidence(data=replace(data, chosen=chosen, weights=weights))
         assert "the one whose gain has the highest lower bound" in told(evidence, "building")
         assert "no other beats" not in told(evidence, "building")

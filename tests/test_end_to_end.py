@@ -15,6 +15,7 @@ from conftest import run_cli, small_config
 
 from benchmarks.chaos_world import Command, CommandResult
 from image_models import fit as fit_module
+from stack.blend.weights import DEFAULT_METHODS
 from stack.store import read_run
 
 
@@ -212,7 +213,7 @@ def test_the_blend_alone_reruns_when_only_its_settings_change(copy: Path) -> Non
     )
     assert contents(experiment(copy) / "models") == before
     lines = [json.loads(line) for line in (experiment(copy) / "ledger.jsonl").read_text().splitlines()]
-    assert set(lines[-1]["changed"]) == {f"blend.methods.{number}" for number in range(1, 4)}
+    assert set(lines[-1]["changed"]) == {f"blend.methods.{number}" for number in range(1, len(DEFAULT_METHODS))}
 
 
 def test_several_seeds_are_one_run_with_their_spread_on_record(small_data: Path, tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from image_models.settings import DoneBefore
 from stack.blend.columns import Weighting
 from stack.blend.nested import blend_nested, number_of_fits
 from stack.blend.stored_fits import StoredFits, data_key
-from stack.blend.weights import Fitted, Settings
+from stack.blend.weights import METHODS, Fitted, Settings
 
-METHODS = ("rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "hill_climb", "optuna")
 WITHOUT = frozenset({1, 3})
 
 # Blends, notes each fit of a method when it begins, and kills itself in the middle of fit number `kill_in` (0: never).

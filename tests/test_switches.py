@@ -49,7 +49,7 @@ IMPORTED: dict[str, list[object]] = {
     "stackers.0.monotone": [False, True],
     "stackers.0.enabled": [True, False],
     "blend.methods": [
-        ["rank_mean"], ["mean"], ["rank_logistic"], ["logistic"], ["hill_climb"], ["optuna"],
+        ["rank_mean"], ["mean"], ["rank_logistic"], ["logistic"], ["averaged_logistic"], ["hill_climb"], ["optuna"],
         ["rank_mean", "mean", "logistic", "hill_climb", "optuna"],
     ],
     "blend.power": [False, True],

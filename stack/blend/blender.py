@@ -40,6 +40,8 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     - `rank_logistic`: logistic regression on ranks without negative weights, shrunk towards equal weights as far as the
       rows leave them uncertain; its score is a probability.
     - `logistic`: the same on standardised logits.
+    - `averaged_logistic`: the average of these two, each weighted by how well it orders the rows, with a preference for
+      ranks; its score is a probability.
     - `hill_climb`: greedy selection of ranks, with repetition if `replacement`, averaged over `bags` climbs.
     - `optuna`: a search of `trials` trials for each run's weight, its transform (probability, logit or rank) and, with
       `power`, an exponent of its ranks. The first trials are `rank_mean`, `mean`, the mean logit, `rank_logistic`,
@@ -47,7 +49,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
       from `mean` and `hill_climb` on, and its score is a probability. No trial starts after `timeout` seconds.
 
     A run with values outside [0, 1] is used by its rank, also for "logloss". Each run must be higher for the second of
-    `classes_`. `objective` is what all methods from `backward` on maximise, except the two regressions.
+    `classes_`. `objective` is what all methods from `backward` on maximise, except the regressions.
 
     A score made from ranks orders rows but is no probability (`stack.blend.calibration` calibrates it). The score of
     tuned weights on the rows that tuned them is optimistic (`stack.blend.nested` gives an unbiased estimate).
@@ -258,6 +260,8 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _check_transforms(self, weighting: Weighting) -> None:
         """Raises PredictionsError for a weighting that takes runs outside [0, 1] for probabilities."""
         of_probabilities: Bools = np.array(weighting.transforms) != "rank"
+        if weighting.logit_shares:
+            of_probabilities |= np.array(weighting.logit_shares) > 0
         if (wrong := of_probabilities & ~self.scaler_.is_probability_).any():
             raise PredictionsError(
                 f"{self._run_names(wrong)}: the weighting was found on probabilities, but these predictions lie "

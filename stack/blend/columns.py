@@ -23,11 +23,12 @@ FINEST_LIMITS: Limits = (FINEST_EDGE, 1 - FINEST_EDGE)
 
 @dataclass(frozen=True)
 class Weighting:
-    """Transform, weight and, for ranks, exponent of each run in a blend."""
+    """Transform and weight of each run in a blend; also an exponent of its ranks, or a part of its logits."""
 
     transforms: tuple[str, ...]
     weights: tuple[float, ...]  # none negative, with sum 1
     powers: tuple[float, ...] = ()  # empty: all 1
+    logit_shares: tuple[float, ...] = ()  # share of a run's weight that goes to its standard logit; empty: none
 
     @classmethod
     def of(cls, transforms: Iterable[str], weights: ArrayLike) -> Weighting:
@@ -39,25 +40,32 @@ class Weighting:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Weighting:
         """Returns the weighting that `dataclasses.asdict` stored."""
-        return cls(*(tuple(state[name]) for name in ("transforms", "weights", "powers")))
+        transforms, weights, powers = (tuple(state[name]) for name in ("transforms", "weights", "powers"))
+        return cls(transforms, weights, powers, tuple(state.get("logit_shares", ())))  # absent in earlier versions
 
     def spread_over(self, used: Bools) -> Weighting:
         """Returns the weighting of all runs (runs,) where this one has only those `used`; the others weigh nothing."""
-        transforms, weights, powers = np.full(used.size, "rank", object), np.zeros(used.size), np.ones(used.size)
-        transforms[used], weights[used] = self.transforms, self.weights
-        if self.powers:
-            powers[used] = self.powers
-        as_floats = tuple(map(float, powers)) if self.powers else ()
-        return Weighting(tuple(transforms.tolist()), tuple(map(float, weights)), as_floats)
+
+        def spread(values: tuple[Any, ...], other: Any) -> tuple[Any, ...]:
+            found = iter(values)
+            return tuple(next(found) if one else other for one in used) if values else ()
+
+        return Weighting(
+            spread(self.transforms, "rank"), spread(self.weights, 0.0), spread(self.powers, 1.0),
+            spread(self.logit_shares, 0.0),
+        )  # fmt: skip
 
     def checked(self, runs: int) -> Weighting:
         """Returns itself; raises DataError unless it has `runs` weights, none negative, with sum 1."""
         weights = np.asarray(self.weights, dtype=np.float64)
-        right_shape = weights.shape == (runs,) and len(self.transforms) == runs and len(self.powers) in (0, runs)
+        right_shape = weights.shape == (runs,) and len(self.transforms) == runs
+        right_shape &= all(len(values) in (0, runs) for values in (self.powers, self.logit_shares))
         if not right_shape or not (weights >= 0).all() or not np.isclose(weights.sum(), 1, atol=1e-6):
             raise DataError(f"weights {weights}: give {runs} weights, one for each run, none negative, with sum 1")
         if unknown := set(self.transforms) - {*TRANSFORMS}:
             raise DataError(f"unknown transforms {', '.join(unknown)}: choose from {', '.join(TRANSFORMS)}")
+        if not all(0 <= share <= 1 for share in self.logit_shares):
+            raise DataError(f"logit_shares {self.logit_shares}: give shares between 0 and 1")
         return self
 
 

@@ -1,4 +1,7 @@
-"""Weights by logistic regression, shrunk towards equal weights as far as the rows leave them uncertain."""
+"""Weights by logistic regression, shrunk towards equal weights as far as the rows leave them uncertain.
+
+Regressions on ranks and on logits are averaged by how well each orders the rows.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import expit, logit, softmax
+from scipy.stats import rankdata
 
 from dermstack.threads import limit_threads
-from stack.metrics.scores import Bools, Floats
+from stack.blend.calibration import fit_beta
+from stack.metrics.scores import Bools, Floats, log_loss
 
 # Ridge penalties that are weighed against each other, on columns of spread 1 and the summed log likelihood. The weakest
 # is scikit-learn's C = 1; under the strongest, coefficients differ by about 0.01.
 RIDGES = np.logspace(0, 4, 81)
 ZERO_RIDGE = 0.01  # pulls towards zero: coefficients stay finite where columns separate the classes
+
+# Log odds for ranks over logits before the targets are seen. Logits with heavy tails cost the regression on them much,
+# and few rows do not show it; where logits are the right scale, thousands of rows do show it
+# (`python -m benchmarks.choice design`).
+RANKS_FIRST = 2.0
 
 _MOST_ROUNDS = 10
 _SAME_RIDGE = 0.02  # difference of logarithms below which the ridge has settled
@@ -40,6 +50,34 @@ def logistic_weights(V: Floats, y: ArrayLike) -> tuple[Floats, float]:
                 break
             theta = _fit(V, positive, ridge, theta)
     return theta[:-1], float(theta[-1])
+
+
+def logit_share(y: ArrayLike, *, by_rank: Floats, by_logit: Floats) -> float:
+    """Returns the share, in (0, 1), of a score made of logits in its average with one made of ranks, both (n,).
+
+    It is the probability that the score made of logits orders the targets `y` (n,) better: prior odds of
+    `RANKS_FIRST`, times the ratio of likelihoods (Bayesian model averaging; Hoeting et al. 1999).
+    """
+    with limit_threads(1):
+        return float(expit(_order_likelihood(by_logit, y) - _order_likelihood(by_rank, y) - RANKS_FIRST))
+
+
+def line(score: Floats, y: ArrayLike) -> tuple[float, float]:
+    """Returns slope, at least 0, and intercept of a logistic regression of targets `y` (n,) on a score (n,)."""
+    positive = np.asarray(y) == 1
+    with limit_threads(1):
+        slope, intercept = _fit(score[:, None], positive, 0.0, np.array([1.0, logit(positive.mean())]))
+    return float(slope), float(intercept)
+
+
+def _order_likelihood(score: Floats, y: ArrayLike) -> float:
+    """Returns the log likelihood of targets `y` (n,) by the order of a score (n,) alone, not by its scale.
+
+    Beta calibration of the ranks gives the probabilities, so that a score is not preferred for being nearer to linear
+    in the log odds.
+    """
+    rank = (rankdata(score) - 0.5) / len(score)
+    return -len(score) * log_loss(y, fit_beta(rank, y)(rank))
 
 
 def _fit(V: Floats, positive: Bools, ridge: float, start: Floats) -> Floats:

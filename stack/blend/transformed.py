@@ -104,6 +104,8 @@ class TransformedRuns:
                 continue
             power = weighting.powers[run] if weighting.powers else 1.0
             column = self.standardised(run, kind, power) if standard else self.unscaled(run, kind)
+            if weighting.logit_shares and (share := weighting.logit_shares[run]):
+                column = (1 - share) * column + share * self.standardised(run, "logit")
             total = (0.0 + weight * column) if total is None else total + weight * column
         assert total is not None
         return total

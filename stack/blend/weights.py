@@ -12,7 +12,7 @@ import optuna
 from scipy.special import expit
 
 from stack.blend.columns import TRANSFORMS, Weighting
-from stack.blend.logistic import logistic_weights
+from stack.blend.logistic import line, logistic_weights, logit_share
 from stack.blend.search import best_weighting, search_trials
 from stack.blend.selection import hill_climb, select_backward, select_forward
 from stack.blend.transformed import TransformedRuns
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from stack.config import Config
 
 METHODS = (  # simplest first
-    "rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "hill_climb", "optuna",
+    "rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "averaged_logistic", "hill_climb",
+    "optuna",
 )  # fmt: skip
 # Where runs are equal, searched weights cost accuracy and the choice sometimes takes them; where runs differ, the
 # regressions find as much (`python -m benchmarks.choice design`). So no search is a default.
-DEFAULT_METHODS = ("rank_mean", "mean", "rank_logistic", "logistic")
+DEFAULT_METHODS = ("rank_mean", "mean", "averaged_logistic")
 WITHOUT_TARGETS = ("rank_mean", "mean")  # methods that fit nothing
-BY_REGRESSION = ("rank_logistic", "logistic")  # methods whose score is the probability of a logistic regression
+# Methods whose score is the probability of a logistic regression.
+BY_REGRESSION = ("rank_logistic", "logistic", "averaged_logistic")
 
 _HELD_COLUMNS = 128  # that a search keeps in memory between its trials
 
@@ -116,6 +118,8 @@ class WeightFits:
             return Fitted(Weighting.of(ranks, equal))
         if method == "mean":
             return Fitted(Weighting.of(self._probabilities, equal))
+        if method == "averaged_logistic":
+            return self._average()
         if method in BY_REGRESSION:
             transforms = list(ranks) if method == "rank_logistic" else _logits(self.columns.is_probability)
             V = self.columns.matrix(transforms, standard=True)
@@ -132,6 +136,25 @@ class WeightFits:
         else:
             weights = {"forward": select_forward, "backward": select_backward}[method](V, self.positive, **given)
         return Fitted(Weighting.of(self._selected_from, weights))
+
+    def _average(self) -> Fitted:
+        """Fits "averaged_logistic": the average of the regressions on ranks and on logits, both with spread 1."""
+        fits = [self.fit("rank_logistic"), self.fit("logistic")]
+        totals = [self.columns.total(fit.weighting, standard=True) for fit in fits]
+        spreads = [float(total.std()) or 1.0 for total in totals]
+        share = logit_share(self.positive, by_rank=totals[0], by_logit=totals[1])
+        of_ranks, of_logits = (
+            part / spread * np.array(fit.weighting.weights)
+            for part, spread, fit in zip((1 - share, share), spreads, fits, strict=True)
+        )
+        weights = of_ranks + of_logits
+        logits = np.where(self.columns.is_probability, of_logits, 0.0)  # the others are ranks in both
+        shares = np.divide(logits, weights, out=np.zeros_like(weights), where=weights > 0)
+        weighting = replace(
+            Weighting.of(("rank",) * self.columns.runs, weights), logit_shares=tuple(map(float, shares))
+        )
+        slope, intercept = line(self.columns.total(weighting, standard=True), self.positive)
+        return Fitted(weighting, slope, intercept)
 
     @property
     def _probabilities(self) -> tuple[str, ...]:

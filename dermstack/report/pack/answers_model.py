@@ -24,6 +24,7 @@ from dermstack.report.report import count
 from dermstack.report.review import band_sentences
 from image_models.settings import is_own_backbone
 from stack.blend.choice import reference_of
+from stack.blend.weights import BY_REGRESSION
 from stack.image_config import ImageModel
 
 _STACKERS = {
@@ -40,10 +41,10 @@ _BLENDS = {
     "forward": "the mean rank of the runs that forward selection takes",
     "rank_logistic": "a logistic regression on the ranks of the runs",
     "logistic": "a logistic regression on the logits of the runs",
+    "averaged_logistic": "the average of logistic regressions on the ranks and on the logits of the runs",
     "hill_climb": "weights by greedy ensemble selection",
     "optuna": "weights found by a search",
 }
-_SHRUNK = ("rank_logistic", "logistic")  # blends whose weights are shrunk towards equal ones
 # settings of a network that are named where they differ from their default, which is off or without effect
 _NET_DETAILS = (
     "mixup", "cutmix", "ema", "dropout", "dropout_samples", "metadata_dropout", "label_smoothing", "layer_decay",
@@ -276,7 +277,7 @@ def overfitting(e: Evidence) -> Answer:
         )
     if methods := _blend_methods(e):
         told.append(f"The blend leaves {methods[reference_of(methods)]} only for a gain beyond noise.")
-    if e.data.chosen.rpartition("/")[2] in _SHRUNK:
+    if e.data.chosen.rpartition("/")[2] in BY_REGRESSION:
         told.append("Its weights are not negative, and shrunk towards equal ones by a penalty that these rows give.")
     told.append(
         f"Tuned in-sample, the blend has {number(float(e.blend['tuned_in_sample']))}, its estimate is "
