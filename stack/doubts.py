@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ TIES_MATTER = 0.001  # half of the share of pairs of a positive and a negative w
 MIN_CONSTANT = 10  # equal test predictions that are no chance
 _LEVEL1 = ("imported", "image", "frozen")  # kinds of runs; all others are stackers
 _FEW_VALUES = "this stacker tells few rows apart: give it more features, other runs, or more trees or leaves"
+_TRAIN_AGAIN = "train the model again with other settings"
+_OTHER_ROWS = "compare images and columns of train and test, also their units: `dermstack audit` shows what differs"
 UNRELATED = 0.3  # share of the out-of-fold correlation of two runs below which their test rows do not match
 
 
@@ -25,11 +27,16 @@ UNRELATED = 0.3  # share of the out-of-fold correlation of two runs below which 
 class Doubt:
     """A reason not to believe the predictions of one run, or of two that are compared; its evidence and what to do."""
 
+    runs: tuple[str, ...]
     severity: Literal["error", "warning"]
-    what: str  # begins with the names of the runs
+    what: str
     evidence: str
     remedy: str
-    runs: tuple[str, ...] = ()  # the same names, since a name may hold any text
+
+    @property
+    def title(self) -> str:
+        """What is doubtful, after the names of the runs."""
+        return f"{' and '.join(self.runs)}: {self.what}"
 
 
 def doubts(facts: Iterable[RunFacts], *, is_blended: Callable[[str], bool] = lambda run: True) -> list[Doubt]:
@@ -40,37 +47,32 @@ def doubts(facts: Iterable[RunFacts], *, is_blended: Callable[[str], bool] = lam
     found: list[Doubt] = []
     pairs: set[frozenset[str]] = set()
     for one in facts:
-        of_run = [
-            *(_doubts_of_values(one) or _doubts_of_order(one, is_blended(one.name))),
-            *_doubts_of_test(one),
-        ]
-        found += [replace(doubt, runs=(one.name,)) for doubt in of_run]
+        found += _doubts_of_values(one) or _doubts_of_order(one, is_blended(one.name))
+        found += _doubts_of_test(one)
         if one.likest and (pair := frozenset((one.name, one.likest.name))) not in pairs:
             pairs.add(pair)
-            found += [
-                replace(doubt, runs=(one.name, one.likest.name))
-                for doubt in _doubts_of_pair(one, one.likest, is_blended)
-            ]
+            found += _doubts_of_pair(one, one.likest, is_blended)
     return sorted(found, key=lambda doubt: doubt.severity != "error")
 
 
-def _next_step(one: RunFacts, imported: str, stacker: str = "train the model again with other settings") -> str:
-    """Returns what to do: of an imported run the file is wrong, of a stacker its settings."""
+def _next_step(one: RunFacts, imported: str, stacker: str | None = None, *, own: str = _TRAIN_AGAIN) -> str:
+    """Returns what to do: of an imported run the file is wrong, of a model that was trained here its settings."""
     if one.kind == "imported":
         return imported
-    return "train the model again with other settings" if one.kind in _LEVEL1 else stacker
+    return own if one.kind in _LEVEL1 or stacker is None else stacker
 
 
 def _doubts_of_values(one: RunFacts) -> list[Doubt]:
     """Returns what makes all other checks of a run meaningless: labels, or one value only."""
+    remedy = _next_step(one, "name the column of predictions with --p-column")
     if one.distinct <= 1:
-        what, evidence = f"{one.name}: all out-of-fold predictions are equal", f"one value in {one.rows:,} rows"
-        return [Doubt("error", what, evidence, _next_step(one, "name the column of predictions with --p-column"))]
+        what, evidence = "all out-of-fold predictions are equal", f"one value in {one.rows:,} rows"
+        return [Doubt((one.name,), "error", what, evidence, remedy)]
     value = one.auc.value if one.auc else 0.5
     if one.distinct == 2 and (value >= NEAR_PERFECT_AUC or value <= 1 - NEAR_PERFECT_AUC):
-        what = f"{one.name}: its predictions are the labels"
+        what = "its predictions are the labels"
         evidence = f"only two values, which separate the classes with AUC {value:.4f}"
-        return [Doubt("error", what, evidence, _next_step(one, "name the column of predictions with --p-column"))]
+        return [Doubt((one.name,), "error", what, evidence, remedy)]
     return []
 
 
@@ -78,45 +80,47 @@ def _doubts_of_order(one: RunFacts, is_blended: bool) -> list[Doubt]:
     """Returns what is doubtful about the order and the spacing of a run's out-of-fold predictions."""
     found = []
     if one.copied:
-        what = f"{one.name}: the labels are copied into its predictions in {one.copied:,} rows"
+        what = f"the labels are copied into its predictions in {one.copied:,} rows"
         evidence = f"these have the highest or lowest value, without an error, in a file of {one.rows:,} rows"
         remedy = "predict these rows by a model that has not seen them"
-        found.append(Doubt("error", what, evidence, _next_step(one, remedy)))
+        found.append(Doubt((one.name,), "error", what, evidence, _next_step(one, remedy)))
     if one.auc and one.auc.value >= NEAR_PERFECT_AUC:
         remedy = "check that each row was predicted by a model that had not seen it, and that no input holds the label"
-        found.append(Doubt("warning", f"{one.name}: its AUC is nearly perfect", f"AUC {_interval(one.auc)}", remedy))
+        found.append(Doubt((one.name,), "warning", "its AUC is nearly perfect", f"AUC {_interval(one.auc)}", remedy))
     if one.auc and one.auc.high < 0.5:
-        what = f"{one.name}: its predictions are inverted"
+        what = "its predictions are inverted"
         evidence = f"AUC {_interval(one.auc)}, wholly below 0.5"
         own = "it ranks worse than chance: change its features, runs or settings, or disable it"
         remedy = _next_step(one, "give the probability of class 1 (1 - p?)", own)
         remedy += "; means and rank means count such a run against the others" if is_blended else ""
-        found.append(Doubt("warning", what, evidence, remedy))
+        found.append(Doubt((one.name,), "warning", what, evidence, remedy))
     if one.distinct == 2:
         evidence = f"AUC at most {one.ties / 2:.3f} higher or lower if ties were broken"
         remedy = _next_step(one, "give probabilities; a decision by a threshold loses their order", _FEW_VALUES)
-        found.append(Doubt("warning", f"{one.name}: it has only two different predictions", evidence, remedy))
+        found.append(Doubt((one.name,), "warning", "it has only two different predictions", evidence, remedy))
     elif one.ties / 2 >= TIES_MATTER:
         step = "" if one.resolution is None else f", resolution {one.resolution:g}"
-        what = f"{one.name}: many of its predictions are equal"
+        what = "many of its predictions are equal"
         evidence = (
             f"{one.distinct:,} distinct values in {one.rows:,} rows{step}; "
             f"its AUC would be up to {one.ties / 2:.4f} higher or lower if ties were broken"
         )
         remedy = _next_step(one, "write predictions with all their digits", _FEW_VALUES)
-        found.append(Doubt("warning", what, evidence, remedy))
+        found.append(Doubt((one.name,), "warning", what, evidence, remedy))
     for net in one.constant_nets:
-        what = f"{one.name}: all out-of-fold predictions of net {net} are equal"
-        found.append(Doubt("warning", what, "the other nets' are not", "train this net again, or leave the run out"))
+        what = f"all out-of-fold predictions of net {net} are equal"
+        remedy = "train this net again, or leave the run out"
+        found.append(Doubt((one.name,), "warning", what, "the other nets' are not", remedy))
     if one.is_uniform and abs(one.prevalence - 0.5) > 0.1:
-        what = f"{one.name}: its predictions are ranks, not probabilities"
+        what = "its predictions are ranks, not probabilities"
         evidence = f"p are evenly spread over 0 to 1, but {one.prevalence:.1%} of the rows are positive"
-        found.append(Doubt("warning", what, evidence, "give probabilities; a mean of p with other runs is meaningless"))
+        remedy = "give probabilities; a mean of p with other runs is meaningless"
+        found.append(Doubt((one.name,), "warning", what, evidence, _next_step(one, remedy)))
     if one.unclipped:
-        what = f"{one.name}: predictions of 0 or 1 count as certain"
+        what = "predictions of 0 or 1 count as certain"
         evidence = f"{one.unclipped:,} rows have logits of {UNCLIPPED_LOGIT:g} or more, from an earlier version"
         remedy = "import it again with --replace: 0 and 1 then lie half a step of the file's resolution inside"
-        found.append(Doubt("warning", what, evidence, remedy))
+        found.append(Doubt((one.name,), "warning", what, evidence, remedy))
     return found
 
 
@@ -125,15 +129,23 @@ def _doubts_of_test(one: RunFacts) -> list[Doubt]:
     if not len(one.nets) or one.distinct <= 1:
         return []
     if one.is_test_constant and one.test_rows >= MIN_CONSTANT:
-        what, evidence = f"{one.name}: all test predictions are equal", f"one value in {one.test_rows:,} predictions"
-        return [Doubt("error", what, evidence, _next_step(one, "give the file of test predictions, not the sample"))]
+        what, evidence = "all test predictions are equal", f"one value in {one.test_rows:,} predictions"
+        return [
+            Doubt(
+                (one.name,),
+                "error",
+                what,
+                evidence,
+                _next_step(one, "give the file of test predictions, not the sample"),
+            )
+        ]
     found = []
     shifted = one.nets[(one.nets["distance"] > one.nets["limit"])]
     stretched = one.nets[(one.nets["spread"] > SPREAD_RATIO) | (one.nets["spread"] < 1 / SPREAD_RATIO)]
     if one.is_test_uniform and not one.is_uniform and (len(shifted) or abs(one.prevalence - 0.5) > 0.1):
-        what = f"{one.name}: its test predictions are ranks, its out-of-fold predictions are not"
+        what = "its test predictions are ranks, its out-of-fold predictions are not"
     elif len(shifted) or len(stretched):
-        what = f"{one.name}: its test predictions have another distribution than its out-of-fold predictions"
+        what = "its test predictions have another distribution than its out-of-fold predictions"
     else:
         what = ""
     if what:
@@ -145,23 +157,26 @@ def _doubts_of_test(one: RunFacts) -> list[Doubt]:
             f"p{net} at 5 / 50 / 95 %: out-of-fold {oof}, test {test}; distance {worst['distance']:.2f}, range of "
             f"logits × {worst['spread']:.2g}"
         )
-        remedy = "give test predictions on the scale of the out-of-fold ones; the calibrated risks are wrong otherwise"
-        found.append(Doubt("warning", what, evidence, remedy))
+        remedy = _next_step(one, "give test predictions on the scale of the out-of-fold ones", own=_OTHER_ROWS)
+        remedy += "; the calibrated risks are wrong otherwise"
+        found.append(Doubt((one.name,), "warning", what, evidence, remedy))
     if one.test_copy_of:
-        what = f"{one.name}: its test predictions are those of {one.test_copy_of}"
+        what = f"its test predictions are those of {one.test_copy_of}"
         evidence = "equal in every test row, while the out-of-fold predictions differ"
-        found.append(Doubt("warning", what, evidence, "give each run its own test file"))
+        found.append(Doubt((one.name,), "warning", what, evidence, _next_step(one, "give each run its own test file")))
     return found
 
 
 def _doubts_of_pair(one: RunFacts, like: Likeness, is_blended: Callable[[str], bool]) -> list[Doubt]:
+    """Returns that one run is a copy of the other, and that their test predictions do not go together."""
+    names, found = (one.name, like.name), []
     is_rounded_copy = like.largest_gap <= like.resolution / 2 + 1e-7 and like.resolution <= 0.1 and like.oof > 0.5
     if abs(like.oof) >= COPY_CORRELATION or is_rounded_copy:
         if like.oof < 0:
-            what = f"{one.name} and {like.name}: the predictions of one are the inverse of the other's"
+            what = "the predictions of one are the inverse of the other's"
         else:
             alike = "equal" if like.largest_gap < 1e-6 else "nearly equal"
-            what = f"{one.name} and {like.name}: their out-of-fold predictions are {alike}"
+            what = f"their out-of-fold predictions are {alike}"
         evidence = f"rank correlation {like.oof:.4f}, p differ by at most {like.largest_gap:.2g}"
         stackers = [run.name for run in (one, like) if run.kind not in _LEVEL1]
         if len(stackers) == 2:
@@ -172,13 +187,14 @@ def _doubts_of_pair(one: RunFacts, like: Likeness, is_blended: Callable[[str], b
             remedy = "remove one of the two"
         if is_blended(one.name) and is_blended(like.name):
             remedy += f"{'; ' if stackers else ': '}means and rank means count it twice"
-        return [Doubt("warning", what, evidence, remedy)]
+        found.append(Doubt(names, "warning", what, evidence, remedy))
     if not np.isnan(like.test) and like.oof >= 0.4 and like.test < UNRELATED * like.oof:
-        what = f"{one.name} and {like.name}: their test predictions do not go together as the out-of-fold ones do"
+        what = "their test predictions do not go together as the out-of-fold ones do"
         evidence = f"rank correlation {like.oof:.2f} out-of-fold, {like.test:.2f} on the test rows"
-        remedy = "check that both test files have each prediction beside its id"
-        return [Doubt("warning", what, evidence, remedy)]
-    return []
+        imported = [run.name for run in (one, like) if run.kind == "imported"]
+        remedy = f"check the test files of {' and '.join(imported)}: each prediction stands beside its id"
+        found.append(Doubt(names, "warning", what, evidence, remedy if imported else _OTHER_ROWS))
+    return found
 
 
 def _interval(found: Interval) -> str:

@@ -113,7 +113,7 @@ def _checked(
         checked = checked or check_source(experiment, source, files)
         for doubt in doubts([comparison.add(checked.scores)]):
             if doubt.severity == "error":
-                raise DataError(f"{source.oof[0].path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
+                raise DataError(f"{source.oof[0].path}: {doubt.title} ({doubt.evidence}): {doubt.remedy}")
         return Outcome(name, "imported", changed, checked.meta), checked
     except DermstackError as error:
         comparison.discard(name)
@@ -148,13 +148,12 @@ def _show(outcomes: Sequence[Outcome], facts: Sequence[RunFacts], found: Sequenc
     if facts:
         out.table(facts_table(facts), FACTS_TITLE)
     for doubt in found:
-        out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
+        out.warn(f"{doubt.title} ({doubt.evidence}): {doubt.remedy}")
     of_run = {one.name: one for one in facts}
     doubtful: dict[str, list[str]] = {one.name: [] for one in outcomes}
     for doubt in found:
-        text = doubt.what.removeprefix(f"{' and '.join(doubt.runs)}: ")
         for name in doubt.runs:
-            doubtful.setdefault(name, []).append(text)
+            doubtful.setdefault(name, []).append(doubt.what)
     out.table(
         pd.DataFrame([_row(one, of_run.get(one.name), doubtful[one.name]) for one in outcomes]),
         f"Imported predictions: {_counts(outcomes)}",

@@ -286,8 +286,8 @@ def _check_plausible(experiment: Experiment, checked: Checked, source: Source, o
     facts = run_facts(experiment, [checked.scores], known_scores(experiment, out, without={checked.name}))
     for doubt in doubts(facts, is_blended=partial(blends_run, experiment.config)):
         if doubt.severity == "error":
-            raise DataError(f"{source.oof[0].path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
-        out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
+            raise DataError(f"{source.oof[0].path}: {doubt.title} ({doubt.evidence}): {doubt.remedy}")
+        out.warn(f"{doubt.title} ({doubt.evidence}): {doubt.remedy}")
     out.table(facts_table(facts), FACTS_TITLE)
 
 

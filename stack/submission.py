@@ -232,7 +232,7 @@ def _choice_record(nested: NestedBlend, names: Sequence[str]) -> dict[str, Any]:
         "chosen": nested.chosen,
         "chosen_by_fold": nested.chosen_by_fold,
         "weights": dict(zip(names, map(float, nested.final.weights_), strict=True)),
-        "transforms": dict(zip(names, nested.final.transforms_.tolist(), strict=True)),
+        "transforms": dict(zip(names, nested.final.weighting_.in_words(), strict=True)),
     }
 
 

@@ -123,6 +123,8 @@ def test_a_run_of_any_numbers_is_averaged_by_its_rank_alone(rng: np.random.Gener
     found = Blender("averaged_logistic").fit(P, y)
     assert found.weighting_.logit_shares[0] > 0
     assert found.weighting_.logit_shares[1] == 0
+    share = found.weighting_.logit_shares[0]
+    assert found.weighting_.in_words() == (f"{1 - share:.0%} rank, {share:.0%} logit", "rank")
     changed = np.column_stack([P[:, 0], np.exp(V[:, 1])])
     again = Blender("averaged_logistic").fit(changed, y)
     np.testing.assert_allclose(found.predict_proba(P), again.predict_proba(changed), atol=1e-9)

@@ -58,9 +58,9 @@ RANKS: Callable = lambda p: p.rank() / len(p)  # noqa: E731
 )
 def test_each_fault_is_named_once(experiment: Experiment, fault: dict[str, Callable], words: str) -> None:
     found = doubts_of(experiment, ("x", changed(files(experiment), **fault)))
-    named = [doubt for doubt in found if doubt.what.startswith(words)]
+    named = [doubt for doubt in found if doubt.title.startswith(words)]
     assert len(named) == 1, found
-    assert all(doubt.what.startswith("x: ") and doubt.evidence and doubt.remedy for doubt in found)
+    assert all(doubt.title.startswith("x: ") and doubt.evidence and doubt.remedy for doubt in found)
 
 
 def test_a_net_of_its_own_scale_is_named(experiment: Experiment) -> None:
@@ -74,13 +74,13 @@ def test_a_collapsed_net_is_named(experiment: Experiment) -> None:
     oof, test = files(experiment)
     oof.loc[oof["fold"] == 2, "p"] = 0.2
     assert "x: all out-of-fold predictions of net 2 are equal" in [
-        doubt.what for doubt in doubts_of(experiment, ("x", (oof, test)))
+        doubt.title for doubt in doubts_of(experiment, ("x", (oof, test)))
     ]
 
 
 def test_nearly_perfect_predictions_are_doubted(experiment: Experiment) -> None:
     found = doubts_of(experiment, ("x", files(experiment, skill=7)))
-    assert [doubt.what for doubt in found] == ["x: its AUC is nearly perfect"]
+    assert [doubt.title for doubt in found] == ["x: its AUC is nearly perfect"]
     assert f"AUC {roc_auc_score(experiment.target, files(experiment, skill=7)[0]['p']):.4f} [" in found[0].evidence
 
 
@@ -96,7 +96,7 @@ def test_nearly_perfect_predictions_are_doubted(experiment: Experiment) -> None:
 def test_a_run_given_twice_is_named(experiment: Experiment, change: Callable, words: str) -> None:
     a = files(experiment)
     found = doubts_of(experiment, ("a", a), ("b", files(experiment, 2)), ("a2", changed(a, oof=change, test=change)))
-    assert [doubt.what for doubt in found if " and " in doubt.what] == [
+    assert [doubt.title for doubt in found if " and " in doubt.title] == [
         f"a and a2: their out-of-fold predictions are {words}"
     ]
 
@@ -109,7 +109,7 @@ def test_advice_fits_stackers_and_a_run_that_the_blend_leaves_out_is_counted_by_
     def remedies(*kinds: str, blended: str = "ab") -> dict[str, str]:
         runs = [scores(name, rounded, kind) for name, kind in zip("ab", kinds, strict=False)]
         found = doubts(run_facts(experiment, runs), is_blended=lambda run: run in blended)
-        return {doubt.what.partition(":")[0]: doubt.remedy for doubt in found}
+        return {doubt.title.partition(":")[0]: doubt.remedy for doubt in found}
 
     assert remedies("imported", "imported") == {
         "a": "write predictions with all their digits", "b": "write predictions with all their digits",
@@ -122,6 +122,12 @@ def test_advice_fits_stackers_and_a_run_that_the_blend_leaves_out_is_counted_by_
     assert stackers["a and b"].endswith(twice)
     assert remedies("image", "logistic")["a and b"].startswith("b adds nothing to the other")
     assert remedies("image")["a"] == "train the model again with other settings"
+    other_scale = changed(files(experiment), test=lambda p: p**3)
+    for kind, words in (("imported", "give test predictions on the scale"), ("image", "compare images and columns")):
+        (doubt,) = doubts(run_facts(experiment, [scores("a", other_scale, kind)]))
+        assert doubt.what.startswith("its test predictions have another distribution")
+        assert doubt.remedy.startswith(words)
+        assert doubt.remedy.endswith("the calibrated risks are wrong otherwise")
     for kinds in (("imported", "imported"), ("lightgbm", "logistic")):
         assert twice in remedies(*kinds, blended="ab")["a and b"]
         assert twice not in remedies(*kinds, blended="a")["a and b"]
@@ -135,7 +141,7 @@ def test_advice_fits_stackers_and_a_run_that_the_blend_leaves_out_is_counted_by_
 def test_a_run_and_its_inverse_are_named(experiment: Experiment) -> None:
     a = files(experiment)
     turned = changed(a, oof=lambda p: 1 - p, test=lambda p: 1 - p)
-    whats = [doubt.what for doubt in doubts_of(experiment, ("a", a), ("b", turned))]
+    whats = [doubt.title for doubt in doubts_of(experiment, ("a", a), ("b", turned))]
     assert whats == [
         "a and b: the predictions of one are the inverse of the other's",
         "b: its predictions are inverted",
@@ -144,15 +150,19 @@ def test_a_run_and_its_inverse_are_named(experiment: Experiment) -> None:
 
 def test_test_predictions_of_another_run_are_named(experiment: Experiment) -> None:
     a, b = files(experiment, 1), files(experiment, 2)
-    whats = [doubt.what for doubt in doubts_of(experiment, ("a", a), ("b", (b[0], a[1])))]
+    whats = [doubt.title for doubt in doubts_of(experiment, ("a", a), ("b", (b[0], a[1])))]
     assert whats == ["a: its test predictions are those of b", "b: its test predictions are those of a"]
 
 
 def test_test_rows_in_another_order_are_named(experiment: Experiment) -> None:
     a, b = files(experiment, 1), files(experiment, 2)
     mixed = changed(b, test=lambda p: p.sample(frac=1, random_state=0).to_numpy())
-    whats = [doubt.what for doubt in doubts_of(experiment, ("a", a), ("b", mixed))]
-    assert whats == ["a and b: their test predictions do not go together as the out-of-fold ones do"]
+    whats = [doubt.title for doubt in doubts_of(experiment, ("a", a), ("b", mixed))]
+    mismatch = "their test predictions do not go together as the out-of-fold ones do"
+    assert whats == [f"a and b: {mismatch}"]
+    copied = changed(a, test=lambda p: p.sample(frac=1, random_state=0).to_numpy())
+    whats = [doubt.title for doubt in doubts_of(experiment, ("a", a), ("copy", copied))]
+    assert whats == ["a and copy: their out-of-fold predictions are equal", f"a and copy: {mismatch}"]
 
 
 @pytest.mark.parametrize("values", [(0, 1), (1, 0), (0.05, 0.95), (0.1, 0.2)])

@@ -14,7 +14,7 @@ from stack.blend.copies import copies_text
 from stack.forensics.claim import BlendClaim
 from stack.forensics.files import ReadRun
 from stack.forensics.folds import SIGNIFICANCE
-from stack.forensics.label_rows import LabelRows
+from stack.forensics.label_rows import GROUP, TARGET, LabelRows
 from stack.keys import contained
 from stack.metrics.intervals import Interval, clustered_auc
 from stack.plausibility import QUANTILES, quantile_text
@@ -24,21 +24,17 @@ SCALES_DIFFER = SIGNIFICANCE  # p-value of a difference between the scales of fo
 OWN_BLEND = 0.98  # share of a blend's ranks that the files explain, below which it is no blend of these files alone
 UNRELATED_AUC = 0.5
 MIN_OPTIMISM = 0.001  # AUC of a given blend above the nested one; equal weights that fit by chance reach less
+_REMEDIES = {  # by the key that decides the question in a config
+    TARGET: "if not, write 0 and 1 into the column, or name another one with --target",
+    GROUP: "name the column with --group",
+}
 
 
 def label_findings(rows: LabelRows, reference: str, *, own: bool) -> list[Finding]:
     """Returns what is to be known of the labels before any file is judged."""
     found = [
-        Finding(
-            "note",
-            "labels: a column could not be decided",
-            question,
-            "if not, write 0 and 1 into the column, or name another one with --target"
-            if " the positive " in question
-            else "name the columns with --target and --group",
-        )
-        for question in rows.questions
-        if rows.has_groups or "no column of patients" not in question
+        Finding("note", "labels: a column could not be decided", question, _REMEDIES.get(key, "none"))
+        for key, question in rows.questions
     ]
     if not rows.has_groups:
         found.append(

@@ -156,7 +156,7 @@ def run_forensics(
             found += [FileFinding(finding, (run.name,)) for finding in of_run]
             progress(1)
     for doubt in doubts(facts):
-        finding = Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy)
+        finding = Finding(doubt.severity, doubt.title, doubt.evidence, doubt.remedy)
         found.append(FileFinding(finding, doubt.runs))
     with_errors = runs_with_errors(found)
     refuted = tuple(run.name for run in runs if run.name in with_errors)

@@ -40,7 +40,7 @@ def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
     found = [_stale_finding(run) for run in runs if run not in fresh]
     facts = run_facts(experiment, (Scores.of(run) for run in fresh))
     judged = doubts(facts, is_blended=partial(blends_run, experiment.config))
-    found += [Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy) for doubt in judged]
+    found += [Finding(doubt.severity, doubt.title, doubt.evidence, doubt.remedy) for doubt in judged]
     of_level1 = {run.name: run.frame("oof") for run in fresh if run.meta["level"] == 1}
     for run in fresh:
         oof = run.frame("oof")

@@ -155,7 +155,7 @@ def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None
     level2 = {run.name for run in runs if run.meta["level"] == 2}
     judged = (one for one in facts if one.name in level2)
     for doubt in doubts(judged, is_blended=partial(blends_run, experiment.config)):
-        out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
+        out.warn(f"{doubt.title} ({doubt.evidence}): {doubt.remedy}")
 
 
 def show_headline(out: Out, name: str, meta: Mapping[str, Any]) -> None:

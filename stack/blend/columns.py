@@ -43,6 +43,14 @@ class Weighting:
         transforms, weights, powers = (tuple(state[name]) for name in ("transforms", "weights", "powers"))
         return cls(transforms, weights, powers, tuple(state.get("logit_shares", ())))  # absent in earlier versions
 
+    def in_words(self) -> tuple[str, ...]:
+        """Returns as what each run enters the blend: its transform, or the percentages of rank and logit."""
+        shares = self.logit_shares or (0.0,) * len(self.transforms)
+        return tuple(
+            f"{1 - share:.0%} {kind}, {share:.0%} logit" if share else kind
+            for kind, share in zip(self.transforms, shares, strict=True)
+        )
+
     def spread_over(self, used: Bools) -> Weighting:
         """Returns the weighting of all runs (runs,) where this one has only those `used`; the others weigh nothing."""
 

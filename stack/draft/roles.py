@@ -51,6 +51,12 @@ class Label(NamedTuple):
     question: str = ""
 
 
+NO_GROUP = (
+    "no column of patients or lesions was found, so each row is its own group. If several rows show one patient, name "
+    "that column as `group`: otherwise every score is too good"
+)
+
+
 @dataclass(frozen=True)
 class Roles:
     """The csv column of each role beside id and target, and what was decided beside them."""
@@ -248,13 +254,7 @@ def _group(
                 if words[0] == "group":
                     questions.append(("data.columns.group", f"are the rows of one {name!r} of one patient?"))
                 return name
-    questions.append(
-        (
-            "data.columns.group",
-            "no column of patients or lesions was found, so each row is its own group. If several rows show one "
-            "patient, name that column as `group`: otherwise every score is too good",
-        )
-    )
+    questions.append(("data.columns.group", NO_GROUP))
     return None
 
 

@@ -17,11 +17,12 @@ from dermstack.errors import DataError
 from stack.cells import read_cells
 from stack.config import Config
 from stack.console import Out
-from stack.draft.roles import Label, find_roles, id_columns, label_columns
+from stack.draft.roles import NO_GROUP, Label, find_roles, id_columns, label_columns
 from stack.experiment import NO_CURATION, Experiment, open_experiment
 from stack.folds import Folds, TooFewGroupsError
 
 _FOLDS = (5, 4, 3, 2)  # numbers of grouped folds to try: the first that leaves groups of both classes in each
+GROUP, TARGET = "data.columns.group", "data.columns.target"  # keys of a config
 _MODEL_COLUMNS = ("age", "sex", "site")  # what a regression on the table takes, beside the predictions
 
 
@@ -31,7 +32,7 @@ class LabelRows:
 
     experiment: Experiment
     columns: Mapping[str, str]  # the csv's names by role: id, target and, where found, group, age, sex, site, fold
-    questions: tuple[str, ...]  # what could not be decided about the columns
+    questions: tuple[tuple[str, str], ...]  # what could not be decided: (key of a config, question)
     has_groups: bool
     has_folds: bool  # whether the table has a column of folds
 
@@ -73,11 +74,13 @@ def open_labels(
     found = {role: name for role, name in roles.columns.items() if role in ("group", "fold", *_MODEL_COLUMNS)}
     if group is not None:
         found = {role: name for role, name in found.items() if name != group} | {"group": group}
-    questions = [question for key, question in roles.questions if key != "data.columns.group" or group is None]
+    questions = [
+        (key, question) for key, question in roles.questions if question != NO_GROUP and (key != GROUP or group is None)
+    ]
     if label.question:
-        questions.append(label.question)
+        questions.append((TARGET, label.question))
     experiment, left_out = _opened(path, ids[0], label, found, roles.missing, cells)
-    questions += left_out
+    questions += [("data.columns", question) for question in left_out]
     columns = {"id": ids[0], "target": label.column, **experiment.config.data.columns.roles}
     return LabelRows(experiment, columns, tuple(questions), "group" in columns, "fold" in columns)
 
