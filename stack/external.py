@@ -89,7 +89,9 @@ def read_external(
         raise DataError(f"{path}: every id is also in train or test: remove the table from data.external")
     is_ungrouped = frame["group"].str.lower().isin(SENTINELS)
     group = frame["group"].where(~is_ungrouped, "id " + frame["id"])
-    shared = frame["group"].isin({*primary.train["group"], *primary.test["group"]}) & ~is_ungrouped
+    groups = pd.concat([primary.train["group"], primary.test["group"]], ignore_index=True)
+    named = keys_as_in(frame["group"], groups, f"{path}: group", of="train and test", refuse_doubtful=False)
+    shared = pd.Series(contained(named, groups), index=frame.index) & ~is_ungrouped
     frame = frame.assign(group=name + ":" + group)
     return ExternalRows(name, frame, int(taken.sum()), int(is_ungrouped.sum()), int(shared.sum()))
 

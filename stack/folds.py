@@ -15,8 +15,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import ConfigError, DataError
-from stack.cells import as_text, read_cells
-from stack.keys import fold_labels, is_missing_fold, keys_as_in, unified_keys
+from stack.cells import as_cells, as_text, read_columns
+from stack.keys import check_exact, fold_labels, is_missing_fold, keys_as_in, unified_keys
 from stack.metrics.row_values import checked_seed
 from stack.metrics.scores import check_same_order
 
@@ -265,13 +265,16 @@ def read_column_by_id(path: Path, id_column: str, column: str, ids: pd.Series, *
 
     ``key`` of the config names the file in messages. Raises DataError as `read_folds` does.
     """
-    cells = read_cells(path)
+    read = read_columns(path)
     for name in (id_column, column):
-        if name not in cells:
+        if (number := list(read.columns).count(name)) != 1:
+            has = f"has no column {name!r}, it has" if not number else f"has {number} columns named {name!r}, of"
             raise DataError(
-                f"{key} {path} has no column {name!r}, it has {', '.join(map(repr, cells.columns))}: rename the "
-                f"columns that hold the ids and the {column}s"
+                f"{key} {path} {has} {', '.join(map(repr, read.columns))}: rename the columns that hold the ids and "
+                f"the {column}s"
             )
+    check_exact(read[id_column], f"{key} {path}: the ids in {id_column!r}")
+    cells = as_cells(read)
     names = keys_as_in(cells[id_column].str.strip(), ids, f"{path}: id", of="the training table")
     if (doubled := names.duplicated()).any():
         raise DataError(f"{key} {path} has {names[doubled].iloc[0]!r} in more than one row: keep one row of each id")
@@ -339,7 +342,10 @@ def read_duplicate_pairs(path: Path | None, ids: pd.Series | None = None) -> pd.
         return None
     if not path.is_file():
         raise DataError(f"data.duplicates {path} does not exist: name a csv with two id columns, or remove the key")
-    pairs = read_cells(path, may_be_empty=True)
+    read = read_columns(path, may_be_empty=True)
+    for side in range(read.shape[1]):
+        check_exact(read.iloc[:, side], f"data.duplicates {path}: the ids in {read.columns[side]!r}")
+    pairs = as_cells(read)
     if pairs.shape[1] != 2:
         columns = ", ".join(map(str, pairs.columns))
         raise DataError(f"data.duplicates {path} has the columns {columns}: keep the two that hold the ids of a pair")

@@ -16,6 +16,7 @@ from dermstack.errors import DataError
 from dermstack.listing import first_of
 from stack.config import Folds as FoldSettings
 from stack.folds import Folds, Stratum, assign_balanced_folds, count_groups, read_column_by_id
+from stack.keys import MISSING_KEYS, unified_words
 
 NAMES_JOINED = " + "
 
@@ -151,10 +152,11 @@ def folds_by_source(
 def read_sources(path: Path, id_column: str, ids: pd.Series) -> pd.Series:
     """Returns the source (n,) of the training ``ids`` from a file with the columns ``id_column`` and `source`.
 
-    An empty cell is a missing source. Raises DataError as `stack.folds.read_folds` does.
+    As in a column of the table, an empty cell and words such as `NA` are missing sources, and `1` and `1.0` are one.
+    Raises DataError as `stack.folds.read_folds` does.
     """
     found = read_column_by_id(path, id_column, "source", ids, key="data.sources")
-    return found.where(found != "")
+    return unified_words(found.mask(found.str.lower().isin(MISSING_KEYS)))
 
 
 def torn_units(unit: ArrayLike, fold: ArrayLike) -> list[str]:

@@ -15,7 +15,7 @@ from dermstack.audit.rows import fold_findings, group_findings
 from dermstack.errors import DataError
 from stack.console import Out
 from stack.experiment import Experiment, print_overview
-from stack.folds import read_duplicate_pairs
+from stack.folds import read_duplicate_pairs, read_folds
 
 FILES = ("train.csv", "test.csv", "sample.csv", "pairs.csv")
 Change = Callable[[pd.DataFrame], pd.DataFrame]
@@ -157,6 +157,27 @@ def test_a_list_of_duplicates_that_would_have_no_effect_is_refused(tmp_path: Pat
     pairs = read_duplicate_pairs(path, ids)
     assert pairs is not None
     assert len(pairs) == 0
+
+
+def test_ids_that_lost_digits_join_no_rows(tmp_path: Path) -> None:
+    ids = pd.Series(["16777216", "16777217", "16777218"], dtype="str")
+    path = tmp_path / "pairs.parquet"
+    rounded = pd.DataFrame({"a": [16777217, 16777217], "b": [16777218, 16777218]}).astype("float32")
+    rounded.to_parquet(path)  # 16777217 became 16777216, another row
+    with pytest.raises(DataError, match=r"data\.duplicates .*pairs\.parquet: the ids in 'a' are float32"):
+        read_duplicate_pairs(path, ids)
+    rounded.set_axis(["image", "fold"], axis=1).to_parquet(path)
+    with pytest.raises(DataError, match=r"folds\.file .*pairs\.parquet: the ids in 'image' are float32"):
+        read_folds(path, "image", ids)
+
+
+def test_a_column_that_a_file_of_folds_has_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "folds.csv"
+    path.write_text("image,fold,fold\n1,0,1\n")
+    with pytest.raises(
+        DataError, match=r"folds\.file .*folds\.csv has 2 columns named 'fold', of 'image', 'fold', 'fold'"
+    ):
+        read_folds(path, "image", pd.Series(["1"]))
 
 
 @pytest.mark.slow

@@ -49,6 +49,14 @@ def test_a_patient_number_used_twice_is_two_patients(tmp_path: Path, primary: Ta
     assert read(tmp_path, primary, patient=["p7", "", "-1"]).warning() is None
 
 
+@pytest.mark.parametrize(("known", "given"), [("17", "17.0"), ("17.0", "17"), ("caf\u00e9", "cafe\u0301")])
+def test_a_patient_number_is_used_twice_in_any_spelling(tmp_path: Path, primary: Table, known: str, given: str) -> None:
+    primary = replace(
+        primary, train=primary.train.assign(group=[known, known]), test=primary.test.assign(group=[known])
+    )
+    assert read(tmp_path, primary, patient=[given, "", "-1"]).shared == 1
+
+
 def test_rows_without_a_patient_are_one_each(tmp_path: Path, primary: Table) -> None:
     rows = read(tmp_path, primary)
     assert rows.ungrouped == 2

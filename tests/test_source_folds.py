@@ -98,3 +98,12 @@ def test_sources_of_a_file_are_joined_by_id(tmp_path: Path) -> None:
     assert pd.isna(found[1])
     with pytest.raises(DataError, match=r"data\.sources .* lacks 1 of 2 training ids, first 'w'"):
         read_sources(path, "image", pd.Series(["x", "w"]))
+
+
+def test_sources_of_a_file_are_read_as_those_of_a_column(tmp_path: Path) -> None:
+    path, ids = tmp_path / "sources.csv", pd.Series(list("uvwxyz"))
+    path.write_text("image,source\nu,1\nv,1.0\nw,2.0\nx,NA\ny,nan\nz,None\n", encoding="utf-8")
+    found = read_sources(path, "image", ids)
+    assert found[0] == found[1] == "1", "a source in two spellings would be trained on while it is held out"
+    assert found[2] == "2.0"
+    assert found[3:].isna().all(), "a word for an unknown source is no source"
