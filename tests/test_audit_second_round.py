@@ -110,6 +110,24 @@ def test_too_few_groups_and_equal_predictions_are_not_judged(made: Rounds) -> No
     assert second_round(flat, others, data.fold, np.arange(n), np.arange(m)) is None
 
 
+@pytest.mark.parametrize("digits", [None, 4], ids=["equal", "rounded"])
+def test_copies_among_the_other_runs_are_no_evidence(made: Rounds, digits: int | None) -> None:
+    """A copy does not disagree on any rows, so the quotient of its disagreements is no number, or a random one."""
+    data, teachers, students = made
+    n, m = len(data.y), len(data.test)
+    honest, (first, second) = students["none"].nets, [one.nets for one in teachers.values()][:2]
+
+    def copied(one: NetScores) -> NetScores:
+        return one if digits is None else NetScores(one.oof.round(digits), one.test.round(digits))
+
+    rows = data.fold, np.arange(n), np.arange(m)
+    assert second_round(honest, [first, copied(first)], *rows) is None
+    assert second_round(honest, [copied(honest), first], *rows) is None
+    once = second_round(honest, [first, second], *rows)
+    assert once is not None
+    assert second_round(honest, [first, copied(first), second], *rows) == once
+
+
 def test_rows_of_a_group_are_one_draw(made: Rounds) -> None:
     """Each row four times, in groups of four, is no more evidence than once."""
     data, teachers, students = made

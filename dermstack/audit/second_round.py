@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
+from stack.plausibility import COPY_CORRELATION
+
 Floats = NDArray[np.float64]
 Labels = Literal["none seen", "not of each fold", "of each fold", "cannot tell"]
 
@@ -88,11 +90,12 @@ def second_round(
     level: float = 0.01,
     seed: int = 0,
 ) -> SecondRound | None:
-    """Compares a run with ``others`` (at least two), whose nets were not trained on test rows.
+    """Compares a run with ``others``, whose nets were not trained on test rows; copies among them count once.
 
     ``fold`` (n,), ``split_group`` (n,) and ``test_group`` (m,) are of the rows. Intervals are by bootstrap over groups
     of both kinds, each of whose ends is exceeded with probability ``level``. Returns None for fewer than
-    `FEWEST_GROUPS` groups of test rows or of a fold, and for a net whose predictions are all equal.
+    `FEWEST_GROUPS` groups of test rows or of a fold, for a net whose predictions are all equal, and for fewer than two
+    others that are no copies of the run or of each other.
     """
     rng = np.random.default_rng(seed)
     together = [run, *others[:_MAX_OTHERS]]
@@ -107,7 +110,9 @@ def second_round(
     if any(np.ptp(net) == 0 for one in nets for net in one.test):
         return None
     held = [np.flatnonzero(fold == number) for number in range(k)]
-    normal = [_NormalScores.of(one, held) for one in nets]
+    normal = _without_copies([_NormalScores.of(one, held) for one in nets])
+    if len(normal) < 3:
+        return None
     pairs = [_Pair.of(normal[0], normal[1:], held)]
     for number in range(1, min(len(normal), _MAX_CONTROLS + 1)):
         pairs.append(_Pair.of(normal[number], [*normal[1:number], *normal[number + 1 :]], held))
@@ -125,6 +130,21 @@ def second_round(
     ratio = Estimate(*(float(np.exp(found[0] + sign * spread[0])) for sign in (0, -1, 1)))
     share = Estimate(*(float(found[1] + sign * spread[1]) for sign in (0, -1, 1)))
     return SecondRound(_labels(ratio, share), ratio, share)
+
+
+def _without_copies(normal: Sequence[_NormalScores]) -> list[_NormalScores]:
+    """Returns the first of runs that order the rows alike: a run does not disagree with its copy on any rows.
+
+    The quotient of two such disagreements is that of rounding errors, or no number.
+    """
+    kept: list[_NormalScores] = []
+    flat: list[Floats] = []
+    for one in normal:
+        values = np.concatenate([*one.held, *one.test])
+        if all(np.corrcoef(values, other)[0, 1] < COPY_CORRELATION for other in flat):
+            kept.append(one)
+            flat.append(values)
+    return kept
 
 
 def _codes(group: NDArray[np.intp]) -> NDArray[np.intp]:
