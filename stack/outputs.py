@@ -16,10 +16,13 @@ from stack.store import atomic, error_with_path
 _OPEN_FILES = ("/dev/fd/", "/dev/stdout", "/dev/stderr", "/proc/")  # names of what a process has open already
 
 
-def check_output(path: Path, option: str, *, inputs: Iterable[Path | None] = ()) -> None:
+def check_output(
+    path: Path, option: str, *, inputs: Iterable[Path | None] = (), closed: Iterable[Path | None] = ()
+) -> None:
     """Raises ConfigError where ``path`` cannot become a file: a folder, a device, below a file, or one of ``inputs``.
 
-    Called before any work, so that nothing is computed for a name that cannot be written.
+    Nothing is written in the folders ``closed``, such as a bundle, which is damaged by a further file. Called before
+    any work, so that nothing is computed for a name that cannot be written.
     """
     words = f"{option} {path}"
     if path.is_dir():
@@ -29,14 +32,16 @@ def check_output(path: Path, option: str, *, inputs: Iterable[Path | None] = ())
     for known in inputs:
         if known is not None and path.exists() and known.exists() and path.samefile(known):
             raise ConfigError(f"{words} is also an input of this command: name another file, so that both remain")
+    _check_outside(path, words, closed)
     if not path.exists():
         _check_parents(_target(path), words)
 
 
-def check_output_folder(folder: Path, option: str) -> None:
-    """Raises ConfigError where ``folder`` is a file or lies below one, or cannot be made."""
+def check_output_folder(folder: Path, option: str, *, closed: Iterable[Path | None] = ()) -> None:
+    """Raises ConfigError where ``folder`` is a file, lies below one or in one of ``closed``, or cannot be made."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{option} {folder} is a file: name a folder")
+    _check_outside(folder, f"{option} {folder}", closed)
     if not folder.exists():
         _check_parents(_target(folder), f"{option} {folder}")
 
@@ -67,6 +72,13 @@ def output_file(path: Path) -> Iterator[Path]:
                 shutil.copyfileobj(made, stream)
         except OSError as error:
             raise error_with_path(error, path) from error
+
+
+def _check_outside(path: Path, words: str, closed: Iterable[Path | None]) -> None:
+    place = Path(os.path.realpath(path))
+    for folder in closed:
+        if folder is not None and folder.is_dir() and place.is_relative_to(os.path.realpath(folder)):
+            raise ConfigError(f"{words} lies in {folder}, an input of this command: name a place outside of it")
 
 
 def _target(path: Path) -> Path:

@@ -7,9 +7,11 @@ import stat
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from conftest import run_cli
 
@@ -94,6 +96,12 @@ def test_what_cannot_be_a_file_is_refused_before_any_work(tmp_path: Path) -> Non
     for path in (tmp_path / "file", tmp_path / "link"):
         with pytest.raises(ConfigError, match="also an input"):
             check_output(path, "--out", inputs=[None, tmp_path / "file"])
+    (tmp_path / "bundle" / "deep").mkdir(parents=True)
+    (tmp_path / "way").symlink_to("bundle")
+    for place in (tmp_path / "bundle" / "p.csv", tmp_path / "way" / "deep" / "p.csv", tmp_path / "way"):
+        with pytest.raises(ConfigError, match=r"lies in .*bundle, an input of this command: name a place outside"):
+            check_output_folder(place, "--out", closed=[None, tmp_path / "bundle"])
+    check_output(tmp_path / "bundle.csv", "--out", closed=[tmp_path / "bundle"])
     with pytest.raises(ConfigError, match="is a file: name a folder"):
         check_output_folder(tmp_path / "file", "--out")
     assert (tmp_path / "file").read_text() == "mine"
@@ -123,6 +131,45 @@ def test_each_command_finds_a_wrong_output_before_it_reads_an_image(
     assert csv.read_bytes() == content
     assert (tmp_path / "file").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_no_command_replaces_what_it_reads(
+    bundled_experiment: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundle, its files, the images, the labels and the tables stay, whatever output they are named as."""
+    files = {name: tmp_path / name for name in ("bundle.zip", "out/predictions.csv", "out/evaluation.html")}
+    files["bundle.zip"].write_bytes((bundled_experiment / "bundle.zip").read_bytes())
+    (tmp_path / "out").mkdir()
+    table = pd.read_csv(small_data / "test.csv", dtype=str)
+    for name in ("out/predictions.csv", "out/evaluation.html"):
+        table.assign(target=[str(row % 2) for row in range(len(table))]).to_csv(files[name], index=False)
+    with zipfile.ZipFile(files["bundle.zip"]) as archive:
+        archive.extractall(tmp_path / "folder")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in table["image_name"].head(3):
+        found = next((small_data / "images").rglob(f"{name}.*"))
+        (pictures / found.name).write_bytes(found.read_bytes())
+    picture = next(pictures.iterdir())
+    contents = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    images = ["--images", str(small_data / "images")]
+    labels = [str(path) for path in list(files.values())[1:]]
+    zipped, opened = (["--bundle", str(tmp_path / name)] for name in ("bundle.zip", "folder"))
+    for command, words in [
+        (["predict", *zipped, *images, "--out", str(files["bundle.zip"])], "also an input"),
+        (["predict", *zipped, *images, "--out", str(tmp_path / "p"), "--submission", zipped[1]], "also an input"),
+        (["predict", *opened, *images, "--out", str(tmp_path / "folder" / "p.csv")], "lies in"),
+        (["predict", *opened, *images, "--out", str(tmp_path / "folder" / "manifest.json")], "lies in"),
+        (["predict", *opened, *images, "--out", str(tmp_path / "p"), "--work", str(tmp_path / "folder" / "w")], "lies"),
+        (["predict", *zipped, "--images", str(pictures), "--out", str(picture)], "also an input"),
+        (["evaluate", *zipped, *images, "--labels", labels[0], "--out", str(tmp_path / "out")], "also an input"),
+        (["evaluate", *zipped, *images, "--labels", labels[1], "--out", str(tmp_path / "out")], "also an input"),
+        (["evaluate", *opened, *images, "--labels", labels[1], "--out", str(tmp_path / "folder")], "lies in"),
+        (["init", str(tmp_path / "out"), "--out", labels[0], "--replace"], "is no .yaml file"),
+    ]:
+        assert run_cli(*command) == 2, command
+        assert words in capsys.readouterr().err, command
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == contents
 
 
 def test_bundle_replaces_a_bundle_and_nothing_else(

@@ -115,7 +115,9 @@ def sources(
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
     data = experiment.config.data
-    check_output(out_file, "--out", inputs=[config, data.train, data.test, data.images])
+    further = [table.table for table in (*data.external, *data.unlabelled)]
+    own = [data.sample_submission, data.duplicates, experiment.config.folds.file]
+    check_output(out_file, "--out", inputs=[config, data.train, data.test, data.images, *further, *own])
     with caches_in_use(experiment.config):
         found = find_sources(experiment, out, columns=columns or (), clusters=clusters, pictures=pictures)
     with output_file(out_file) as temporary:

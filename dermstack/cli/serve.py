@@ -204,7 +204,10 @@ def evaluate(
     )  # fmt: skip
     report_rows(opened, rows, images, metadata or labels, out, files=files, strict=strict)
     rows = tolerant(rows, on_unreadable)
-    evaluate_to_files(opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
+    evaluate_to_files(
+        opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable,
+        inputs=[labels, metadata],
+    )  # fmt: skip
 
 
 @commands.command()

@@ -36,6 +36,8 @@ def init(
 
     if out.exists() and not replace:
         raise ConfigError(f"--out {out} exists: name another file, or add --replace to overwrite it")
+    if out.is_file() and out.suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigError(f"--out {out} exists and is no .yaml file, so it is not replaced: name another file")
     check_output(out, "--out", inputs=[start, test])
     made = draft_config(start, out, test=test, images=images, target=target)
     with output_file(out) as temporary:

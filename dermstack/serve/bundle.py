@@ -61,6 +61,7 @@ class Bundle:
     folder: Path
     manifest: dict[str, Any]
     holder: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+    opened_zip: Path | None = field(default=None, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -346,7 +347,7 @@ def _unpack_zip(path: Path) -> Bundle:
     except _ZIP_ERRORS as error:
         # `dermstack bundle` replaces no file that is not a bundle.
         raise BundleError(f"{path} cannot be read as a zip ({error}): remove {path} and {_ADVICE}") from error
-    return Bundle(folder, manifest, holder)
+    return Bundle(folder, manifest, holder, path)
 
 
 def _check_disk_space(manifest: Mapping[str, Any], path: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,16 +158,17 @@ def evaluate_to_files(
     device: str = "auto",
     n_jobs: int = 1,
     on_unreadable: str = "refuse",
+    inputs: Sequence[Path | None] = (),
 ) -> Validation:
     """Runs `evaluate` and writes evaluation.json, evaluation.html and predictions.csv to ``folder``.
 
     An interrupted call resumes there. With ``on_unreadable`` "drop", unreadable images are left out, counted and listed
     in dropped.csv; with "table" they are predicted from the table alone, evaluated like the others and counted in a
-    note.
+    note. ``inputs`` are files that have been read, none of which is replaced.
     """
-    check_output_folder(folder, "--out")
+    check_output_folder(folder, "--out", closed=[bundle.folder])
     for name in ("evaluation.json", "evaluation.html", "predictions.csv", "dropped.csv"):
-        check_output(folder / name, "--out")
+        check_output(folder / name, "--out", inputs=inputs)
     promise = read_promise(bundle)
     frame, y = rows_and_targets(bundle, rows, labels)
     work = folder / "parts"

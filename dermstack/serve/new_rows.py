@@ -35,6 +35,11 @@ class NewRows:
     label_notes: tuple[str, ...] = ()  # what is odd about their labels, where a csv has them
 
 
+def image_files(rows: NewRows) -> list[Path]:
+    """Returns the files that hold the images of ``rows``, each once."""
+    return list(dict.fromkeys(source.path for source in rows.sources))
+
+
 def read_new_rows(
     bundle: Bundle,
     images: Path,

@@ -20,7 +20,15 @@ from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import FittedEnsemble, read_bundled_fallback, read_fitted
 from dermstack.serve.image_runs import Level1, bundle_passes, read_level1
 from dermstack.serve.local_map import local_note
-from dermstack.serve.new_rows import PREDICT_NAMES, NewRows, read_new_rows, report_rows, table_notes, tolerant
+from dermstack.serve.new_rows import (
+    PREDICT_NAMES,
+    NewRows,
+    image_files,
+    read_new_rows,
+    report_rows,
+    table_notes,
+    tolerant,
+)
 from dermstack.serve.novelty import Novelty, read_novelty
 from dermstack.serve.review import decided, say_decisions
 from dermstack.threads import limit_threads
@@ -329,15 +337,18 @@ def predict_to_files(
     drops_unreadable(on_unreadable)  # refuses other words before any work
     if outputs.sample and not outputs.submission:
         raise ConfigError(f"--sample {outputs.sample} needs --submission: name the submission to write")
-    inputs = (images if images.is_file() else None, metadata, outputs.sample)
-    check_output(outputs.csv, "--out", inputs=inputs)
+    inputs = (images if images.is_file() else None, metadata, outputs.sample, bundle.opened_zip)
+    check_output(outputs.csv, "--out", inputs=inputs, closed=[bundle.folder])
     if outputs.submission:
-        check_output(outputs.submission, "--submission", inputs=(*inputs, outputs.csv))
+        check_output(outputs.submission, "--submission", inputs=(*inputs, outputs.csv), closed=[bundle.folder])
         if outputs.submission.absolute() == outputs.csv.absolute():
             raise ConfigError(f"--out and --submission are both {outputs.csv}: name two files")
     if outputs.work:
-        check_output_folder(outputs.work, "--work")
+        check_output_folder(outputs.work, "--work", closed=[bundle.folder])
     rows = read_new_rows(bundle, images, metadata, files=files, swap_red_blue=swap_red_blue)
+    check_output(outputs.csv, "--out", inputs=image_files(rows))
+    if outputs.submission:
+        check_output(outputs.submission, "--submission", inputs=image_files(rows))
     rows = tolerant(rows, on_unreadable)
     report_rows(bundle, rows, images, metadata, out, files=files, strict=strict)
     _introduce(bundle, rows, out)

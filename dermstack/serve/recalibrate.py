@@ -82,7 +82,7 @@ def check_parent(bundle: Bundle, target: Path | None) -> None:
         return
     if target.exists() or target.is_symlink():
         raise BundleError(f"{target} exists already: choose another name for the recalibrated bundle")
-    check_output_folder(target, "--out")
+    check_output_folder(target, "--out", closed=[bundle.folder])
 
 
 def read_prevalence(text: str) -> float | None:
