@@ -32,6 +32,8 @@ _FOREIGN = {  # first bytes of files that are neither csv nor parquet: what they
     b"\xd0\xcf\x11\xe0": "is an Excel file: save the sheet as a csv in UTF-8",
     b"ARROW1": "is a Feather (Arrow) file: save it as parquet or as a csv",
     b"\x89HDF": "is an HDF5 file: save the table as a csv or parquet file",
+    b"[{": "is JSON: save the table as a csv or parquet file",
+    b'{"': "is JSON: save the table as a csv or parquet file",
     b"SQLite format 3\0": "is an SQLite database: export the table as a csv",
     **{
         bytes(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import DataError
 from stack.experiment import Experiment
-from stack.keys import contained, positions_of
+from stack.keys import contained, other_spelling, positions_of
 from stack.prediction_files import ImportedColumns
 from stack.ranks import AVERAGED
 
@@ -47,10 +47,9 @@ def match_rows(
             f"{path}: {len(doubled)} rows repeat an id, first {doubled.iloc[0]!r}: give one row for each id"
         )
     if (rows < 0).any():
-        first = oof["id"][rows < 0].iloc[0]
-        raise DataError(
-            f"{path}: {(rows < 0).sum()} ids are not training rows, first {first!r}: remove them from the file"
-        )
+        strange = oof["id"][rows < 0]
+        advice = other_spelling(strange, ids, of="the training rows") or "remove them from the file"
+        raise DataError(f"{path}: {len(strange)} ids are not training rows, first {strange.iloc[0]!r}: {advice}")
     lacking = len(ids) - len(rows)
     if lacking != exclude:
         raise DataError(
@@ -123,7 +122,8 @@ def check_nets(ids: pd.Series, numbers: NDArray[Any], expected: pd.Series, path:
                 f"{path}: {here.duplicated().sum()} rows{net} repeat an id: give one row for each id and net "
                 "(name the net's column with --fold-column, or give one averaged test row an id with --test-averaged)"
             )
+        advice = other_spelling(here[found < 0], expected, of=f"the {what}") or f"give exactly the ids of the {what}"
         raise DataError(
             f"{path}: {(~contained(expected, here)).sum()} {what} have no prediction{net}, "
-            f"{(found < 0).sum()} ids are not {what}: give exactly the ids of the {what}"
+            f"{(found < 0).sum()} ids are not {what}: {advice}"
         )

@@ -24,6 +24,8 @@ _INVISIBLE = dict.fromkeys([
     0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF
 ])  # fmt: skip
 _NO_BREAK_SPACES = dict.fromkeys([0xA0, 0x2007, 0x202F], " ")
+_MAX_TRIED = 100  # ids without a row that are compared with those of the table
+_IMAGE_SUFFIX = re.compile(r"\.(?:jpe?g|jfif|png|bmp|tiff?|webp|dcm|dicom)$")
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?")
 
 
@@ -134,6 +136,18 @@ def similar_keys(keys: pd.Series) -> list[tuple[str, str]]:
     return [(str(found[0]), str(found[1])) for found in pairs]
 
 
+def other_spelling(strange: pd.Series, known: pd.Series, *, of: str) -> str:
+    """Returns which of the ``known`` ids ``of`` a table a ``strange`` one seems to be, and the next step; "" for none.
+
+    Ids of files of predictions are often the names of image files: with a folder, a suffix, or in other case.
+    """
+    names = dict(zip(known.map(_file_form), known, strict=True))
+    for key in strange.iloc[:_MAX_TRIED]:
+        if (name := names.get(_file_form(key))) is not None:
+            return f"{key!r} seems to be {name!r} of {of}: write the ids in both files in the same way"
+    return ""
+
+
 def contained(keys: pd.Series, known: pd.Series) -> NDArray[np.bool_]:
     """Marks the keys (n,) that are among ``known``; pandas' isin makes a Python object of each known key."""
     found = pc.is_in(_arrow(keys), value_set=_arrow(known))
@@ -234,6 +248,11 @@ def _composed(key: str) -> str:
     if key.isascii():
         return key
     return unicodedata.normalize("NFC", key.translate(_INVISIBLE).translate(_NO_BREAK_SPACES)).strip()
+
+
+def _file_form(key: str) -> str:
+    """Returns an id without a folder, the suffix of an image, case and blanks at its ends."""
+    return _IMAGE_SUFFIX.sub("", _composed(key).casefold().strip().replace("\\", "/").rpartition("/")[2])
 
 
 def _same_numbers(keys: pd.Series, known: pd.Series) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from dermstack.errors import DataError
 from dermstack.listing import first_of
 from stack.cells import read_cells
-from stack.keys import keys_as_in
+from stack.keys import keys_as_in, other_spelling
 
 
 def submission(
@@ -125,7 +125,8 @@ def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
     if extra := [name for name in ids if name not in theirs]:
         faults.append(f"scored, but not in the sample: {first_of(extra)}")
     if faults:
+        advice = other_spelling(pd.Series(extra, dtype="str"), expected, of=str(sample))
         raise DataError(
             f"the ids are not those of {sample}; {'; '.join(faults)}. "
-            "Check that data.test and data.sample_submission have the same ids"
+            "Check that data.test and data.sample_submission have the same ids" + (f": {advice}" if advice else "")
         )

@@ -137,7 +137,12 @@ def test_a_run_with_an_undeclared_gap_is_not_stacked(experiment: Experiment, fil
 def test_strange_and_doubled_ids_are_named(experiment: Experiment, files: Files) -> None:
     oof, test = files
     strange = pd.concat([oof, pd.DataFrame({"isic": ["stranger"], "p": [0.5], "fold": [0]})])
+    assert "first 'stranger': remove them from the file" in import_error(experiment, (strange, test))
     assert "1 ids are not training rows, first 'stranger'" in import_error(experiment, (strange, test))
+    named = [frame.assign(isic=frame["isic"] + ".jpg") for frame in files]
+    assert "first '0000.jpg': '0000.jpg' seems to be '0000' of" in import_error(experiment, (named[0], test))
+    assert "ids are not test rows: '" in (said := import_error(experiment, (oof, named[1])))
+    assert "of the test rows: write the ids in both files in the same way" in said
     assert "1 rows repeat an id, first '0004'" in import_error(experiment, (pd.concat([oof, oof.iloc[[4]]]), test))
     assert "1 rows of net 1 repeat an id" in import_error(
         experiment, (oof, pd.concat([test, test[test["fold"] == 1].iloc[[0]]]))

@@ -19,6 +19,7 @@ from stack.keys import (
     is_missing_fold,
     keys_as_in,
     matches,
+    other_spelling,
     positions_of,
     similar_keys,
     spelled_twice,
@@ -158,3 +159,10 @@ def test_a_key_is_contained_if_a_set_contains_it(keys: list[str], known: list[st
     assert is_ascii(series(*keys)).tolist() == [key.isascii() for key in keys]
     pattern = r"^-?(?:0|[1-9][0-9]*)(?:\.0+)?$"
     assert matches(series(*keys), pattern).tolist() == [re.search(pattern, key) is not None for key in keys]
+
+
+@pytest.mark.parametrize("key", ["a1.jpg", "A1", "train/a1.png", "C:\\images\\a1.JPEG", " a1"])
+def test_an_id_that_is_the_name_of_a_file_is_told_from_one_of_other_rows(key: str) -> None:
+    said = other_spelling(series("other", key), series("b", "a1"), of="the training rows")
+    assert said == f"{key!r} seems to be 'a1' of the training rows: write the ids in both files in the same way"
+    assert other_spelling(series("other", "a2"), series("b", "a1"), of="the training rows") == ""
