@@ -252,3 +252,36 @@ def test_more_than_two_hundred_million_pixels_are_refused_before_they_are_decode
     Image.new("1", (14_200, 14_200)).save(buffer, kind, **({"compression": "group4"} if kind == "TIFF" else {}))
     with pytest.raises(ImageError, match="more than 200 million"):
         read(buffer.getvalue())
+
+
+def tiff_of_planes(values: np.ndarray) -> bytes:
+    """An uncompressed RGB TIFF (h, w, 3) whose channels are stored apart, one strip each."""
+    height, width, _ = values.shape
+    data = np.ascontiguousarray(np.moveaxis(values, 2, 0)).tobytes()
+    longs = struct.pack("<6I", *(8 + plane * len(data) // 3 for plane in range(3)), *[len(data) // 3] * 3)
+    bits, lists = 8 * values.dtype.itemsize, 8 + len(data)
+    entries = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, lists + 24), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 3, lists), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 3, lists + 12), (284, 3, 1, 2),
+    ]  # fmt: skip
+    folder = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    after = longs + struct.pack("<4H", bits, bits, bits, 0)
+    return b"II*\0" + struct.pack("<I", lists + len(after)) + data + after + struct.pack("<H", 10) + folder + bytes(4)
+
+
+def test_channels_that_are_stored_apart_are_read_or_refused() -> None:
+    """Pillow takes uncompressed ones of 16 bits for 8 bits, and shows the upper half of the picture in stripes."""
+    values = np.dstack([ramp(65535), 65535 - ramp(65535), ramp(65535) // 3])
+    eight = (values >> 8).astype(np.uint8)
+    assert np.array_equal(read(tiff_of_planes(eight)).image, eight)
+    with pytest.raises(ImageError, match="channels of 16 bits that are stored apart"):
+        read(tiff_of_planes(values))
+
+
+def test_signed_numbers_of_eight_bits_are_refused() -> None:
+    """Pillow takes -1 for 255, so that the darkest half of the grey levels is the brightest."""
+    data = tiff(ramp(255).astype(np.uint8), photometric=1)
+    signed = data.replace(struct.pack("<HHIHH", 274, 3, 1, 1, 0), struct.pack("<HHIHH", 339, 3, 1, 2, 0))
+    assert signed != data
+    with pytest.raises(ImageError, match="signed numbers of 8 bits"):
+        read(signed)

@@ -27,12 +27,13 @@ MAX_ENCODED_BYTES = 1 << 29  # bytes of one encoded image
 
 MAX_DOWNSCALE = 4  # a JPEG is decoded at no less than a quarter of its size
 
-DECODER_VERSION = 2  # raise it where an image now gives other pixels, so that caches are made again
+DECODER_VERSION = 3  # raise it where an image now gives other pixels, so that caches are made again
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _WHITE_IS_ZERO = 262, 258, 0  # tags of a TIFF, and the value for a negative
+_PLANES, _APART, _SAMPLE_FORMAT, _SIGNED = 284, 2, 339, 2  # tags, and the values for apart channels and signed numbers
 _PAGE_KIND, _COPY_OR_MASK = 254, 0b101  # tag of a page of a TIFF, and its bits for a reduced copy and for a mask
 _MAX_PAGES = 64  # of a TIFF that are looked at; a pyramid has about ten
 _ADVICE = "restore the file or drop its row from the csv"
@@ -140,6 +141,8 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
         is_deep = ";16" in str(image.tile)
         is_negative = tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         depth = 16 if tags is None else int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+        if tags is not None:
+            _check_samples(tags, depth, name, is_raw="'raw'" in str(image.tile), bits_stored=bits_stored)
         image.load()  # for a TIFF, Pillow checks the size again
         orientation = 1 if tags is not None or not upright else int(image.getexif().get(_ORIENTATION, 1))
         if image.mode.startswith("I") or image.mode == "F":
@@ -205,6 +208,23 @@ def _check_tags(image: Image.Image, warned: list[warnings.WarningMessage], name:
             spoils_pixels = "too many entries" not in text
         if spoils_pixels:
             raise ImageError(f"{name}: a damaged TIFF, of which Pillow says {text!r}: {_ADVICE}")
+
+
+def _check_samples(
+    tags: TiffImagePlugin.ImageFileDirectory_v2, depth: int, name: str, *, is_raw: bool, bits_stored: int
+) -> None:
+    """Raises ImageError for a TIFF whose numbers Pillow or OpenCV would take for others, without an error.
+
+    Pillow reads channels that are stored apart as of 8 bits where they are not compressed, and OpenCV in another order;
+    signed numbers of 8 bits become unsigned ones.
+    """
+    if depth > 8 and tags.get(_PLANES) == _APART and tags.get(277, 1) > 1 and (is_raw or bits_stored not in (0, 16)):
+        raise ImageError(
+            f"{name}: a TIFF with channels of {depth} bits that are stored apart (PlanarConfiguration 2), which cannot "
+            "be read: save it with interleaved channels"
+        )
+    if depth == 8 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise ImageError(f"{name}: a TIFF of signed numbers of 8 bits, which cannot be read: save it as unsigned ones")
 
 
 def _check_one_image(image: Image.Image, name: str) -> None:
