@@ -115,7 +115,7 @@ def sources(
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
     data = experiment.config.data
-    further = [table.table for table in (*data.external, *data.unlabelled)]
+    further = [*(one.table for one in data.external), *(one.table for one in data.unlabelled)]
     own = [data.sample_submission, data.duplicates, experiment.config.folds.file]
     check_output(out_file, "--out", inputs=[config, data.train, data.test, data.images, *further, *own])
     with caches_in_use(experiment.config):
