@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,7 @@ def find_run(runs: Path, name: str) -> Run:
     experiment, _, part = name.partition("/")
     folder = runs / experiment
     place = folder / (part if part.startswith("old/") else f"models/{part}") if part else folder / "blend"
-    if ".." in place.parts or (run := read_run(place)) is None:
+    if ".." in PurePath(name).parts or (run := read_run(place)) is None:  # `runs` itself may have them
         available = sorted(path.parent.name for path in folder.glob("models/*/run.json"))
         hint = f"{experiment} has {', '.join(available)}" if available else f"`dermstack runs` lists the runs in {runs}"
         raise StoreError(f"{name}: no complete run: {hint}")

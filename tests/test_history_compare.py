@@ -82,6 +82,13 @@ def test_runs_of_two_experiments_on_the_same_rows_compare(experiment: Experiment
     assert difference.value == 0, "the same predictions, whatever the folds"
 
 
+def test_the_folder_may_be_given_by_its_parent(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = experiment.config.runs / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    assert compare(Path(".."), "elsewhere/good", "elsewhere/good").rows == len(experiment.target)
+
+
 def test_a_run_set_aside_compares_with_the_one_in_its_place(experiment: Experiment) -> None:
     old = set_aside(experiment.models / "good", experiment.old)
     assert old is not None
