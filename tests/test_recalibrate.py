@@ -193,7 +193,8 @@ def test_labels_move_the_risks_and_nothing_else(
 
     assert "recalibrate" not in command_error(capsys, *by_labels(folder, small_data, folder / "labels.csv", target))[:9]
     again = ["recalibrate", "--bundle", str(target), "--prevalence", "0.1", "--out", str(tmp_path / "twice")]
-    assert f"give its parent, bundle {parent.fingerprint}" in command_error(capsys, *again)
+    refused = command_error(capsys, *again)
+    assert f"{target} is itself recalibrated: give its parent, bundle {parent.fingerprint}" in refused
     evaluation = ["evaluate", *by_labels(folder, small_data, folder / "labels.csv", tmp_path / "ev")[1:]]
     evaluation[2] = str(target)
     assert run_cli(*evaluation) == 0

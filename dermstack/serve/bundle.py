@@ -56,12 +56,17 @@ class ImageRun:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been checked. ``holder`` keeps the folder of an unpacked zip while it is in use."""
+    """A bundle whose files have been checked. ``holder`` keeps the folder of an unpacked ``opened_zip`` while it is in use."""
 
     folder: Path
     manifest: dict[str, Any]
     holder: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
     opened_zip: Path | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def place(self) -> Path:
+        """The zip or the folder that the user named, for messages."""
+        return self.opened_zip or self.folder
 
     @property
     def fingerprint(self) -> str:
@@ -185,7 +190,7 @@ class Bundle:
         """
         expected = self.manifest["files"].get(name)
         if expected is None:
-            raise BundleError(f"{self.folder}: {name} is not in its {MANIFEST}: {_ADVICE}")
+            raise BundleError(f"{self.place}: {name} is not in its {MANIFEST}: {_ADVICE}")
         try:
             content = _read_regular(self.folder / name, expected["bytes"] + 1)
         except OSError:
@@ -201,12 +206,12 @@ class Bundle:
     def json(self, name: str) -> Any:
         """Returns the content of a JSON file of the bundle. Raises BundleError if it cannot be read."""
         if (size := self.manifest["files"].get(name, {}).get("bytes", 0)) > MAX_JSON:
-            raise BundleError(f"{self.folder}: {name} has {size:,} bytes, more than {MAX_JSON:,}: {_ADVICE}")
+            raise BundleError(f"{self.place}: {name} has {size:,} bytes, more than {MAX_JSON:,}: {_ADVICE}")
         content = self.read(name)
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise BundleError(f"{self.folder}: {name} cannot be read ({error}): {_ADVICE}") from error
+            raise BundleError(f"{self.place}: {name} cannot be read ({error}): {_ADVICE}") from error
 
     def arrays(self, folder: str) -> dict[str, NDArray[Any]]:
         """Returns the .npy files directly in a folder of the bundle, by name; {} if there is no such folder.
@@ -220,9 +225,9 @@ class Bundle:
                 try:
                     values = array_from_bytes(self.read(str(path)), str(path), remedy=_ADVICE)
                 except StoreError as error:
-                    raise BundleError(f"{self.folder}: {error}") from error
+                    raise BundleError(f"{self.place}: {error}") from error
                 if not np.isfinite(values).all():
-                    raise BundleError(f"{self.folder}: {path} holds values that are not finite: {_ADVICE}")
+                    raise BundleError(f"{self.place}: {path} holds values that are not finite: {_ADVICE}")
                 found[path.stem] = values
         return found
 
@@ -235,10 +240,10 @@ class Bundle:
         again = "start the command or the app again to use what lies there now"
         if there is not None and Bundle(self.folder, there).fingerprint != self.fingerprint:
             return (
-                f"{self.folder} was replaced by another bundle ({Bundle(self.folder, there).fingerprint}) after this "
+                f"{self.place} was replaced by another bundle ({Bundle(self.folder, there).fingerprint}) after this "
                 f"one ({self.fingerprint}) was opened, so {name} is no longer there: {again}"
             )
-        return f"{self.folder}: {name} has changed since the bundle was opened: {_ADVICE}; then {again}"
+        return f"{self.place}: {name} has changed since the bundle was opened: {_ADVICE}; then {again}"
 
 
 def read_bundle(path: Path) -> Bundle:

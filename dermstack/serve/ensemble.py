@@ -196,7 +196,7 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         raise
     except CONTENT_ERRORS as error:
         raise BundleError(
-            f"{bundle.folder}: level 2 or the blend cannot be read ({short_text(error)}): bundle again"
+            f"{bundle.place}: level 2 or the blend cannot be read ({short_text(error)}): bundle again"
         ) from error
     return fitted
 
@@ -268,12 +268,12 @@ def read_bundled_fallback(bundle: Bundle) -> Fallback:
     """Reads the model that predicts from the table alone. Raises BundleError where the bundle has none or a bad one."""
     if bundle.predict_per is not None:
         raise BundleError(
-            f"{bundle.folder} predicts {bundle.per_text}, which cannot be predicted from the table alone: drop images "
+            f"{bundle.place} predicts {bundle.per_text}, which cannot be predicted from the table alone: drop images "
             "that cannot be read (--on-unreadable drop); the others of their unit are pooled"
         )
     if not bundle.manifest.get("fallback"):
         raise BundleError(
-            f"{bundle.folder} cannot predict from the table alone: set `data.on_unreadable_test: table` in the config "
+            f"{bundle.place} cannot predict from the table alone: set `data.on_unreadable_test: table` in the config "
             "of its experiment, run `dermstack stack` and bundle again; or drop the rows (--on-unreadable drop)"
         )
     try:
@@ -289,7 +289,7 @@ def read_bundled_fallback(bundle: Bundle) -> Fallback:
         raise
     except CONTENT_ERRORS as error:
         raise BundleError(
-            f"{bundle.folder}: the fallback cannot be read ({short_text(error)}): bundle again"
+            f"{bundle.place}: the fallback cannot be read ({short_text(error)}): bundle again"
         ) from error
     return made
 
@@ -312,11 +312,11 @@ def _features(bundle: Bundle, fold: int, folder: str, names: tuple[str, ...]) ->
     for encoder in filter(None, (features.encoder_, features.table_)):
         check_encoder(bundle, encoder, f"{place}/features.json")
     if tuple(features.encoder_.numeric) != NUMERIC or tuple(features.encoder_.categorical) != CATEGORICAL:
-        raise BundleError(f"{bundle.folder}: {place}/features.json encodes other columns than age, sex and site")
+        raise BundleError(f"{bundle.place}: {place}/features.json encodes other columns than age, sex and site")
     for name, (mean, turn) in features.axes_.items():
         if mean.ndim != 1 or turn.ndim != 2 or len(mean) != len(turn):
             raise BundleError(
-                f"{bundle.folder}: {place}/{name}_mean.npy and {name}_turn.npy are of shapes {mean.shape} and "
+                f"{bundle.place}: {place}/{name}_mean.npy and {name}_turn.npy are of shapes {mean.shape} and "
                 f"{turn.shape}: bundle again"
             )
     return features

@@ -65,7 +65,7 @@ def read_promise(bundle: Bundle) -> InternalValidation:
     """Reads the training estimate. Raises BundleError for a bundle of an earlier dermstack, which has none."""
     if PROMISE_FILE not in bundle:
         raise BundleError(
-            f"{bundle.folder} has no {PROMISE_FILE} to compare with, because an earlier dermstack made it: bundle the "
+            f"{bundle.place} has no {PROMISE_FILE} to compare with, because an earlier dermstack made it: bundle the "
             "experiment again with `dermstack bundle`"
         )
     content = bundle.json(PROMISE_FILE)
@@ -76,7 +76,7 @@ def read_promise(bundle: Bundle) -> InternalValidation:
             _SUBGROUP_TYPE.validate_python(entry)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         fault = " ".join(str(error).split())[:300]
-        raise BundleError(f"{bundle.folder}: {PROMISE_FILE} cannot be read ({fault}): bundle again") from error
+        raise BundleError(f"{bundle.place}: {PROMISE_FILE} cannot be read ({fault}): bundle again") from error
     return promise
 
 
@@ -215,7 +215,7 @@ def read_costs(bundle: Bundle) -> Costs:
             raise TypeError("it is no list")
         return Costs({tuple(map(str, entry["without"])): _cost(entry) for entry in entries})
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
+        raise BundleError(f"{bundle.place}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
 
 
 def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str]) -> tuple[list[str], Interval | None]:

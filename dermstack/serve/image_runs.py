@@ -92,10 +92,10 @@ def _check_output(bundle: Bundle, run: ImageRun, fold: int, made: NetOutput, ali
     """Raises BundleError for predictions that are not finite or do not have the width of the stored alignment."""
     used = run.name in bundle.manifest["embeddings"]
     if not np.isfinite(made.logit).all() or (used and not np.isfinite(made.z).all()):
-        raise BundleError(f"{bundle.folder}: {run.name}, fold {fold}, gives predictions that are not finite")
+        raise BundleError(f"{bundle.place}: {run.name}, fold {fold}, gives predictions that are not finite")
     if run.name in aligned and made.z.shape[1] != aligned[run.name].mean.shape[1]:
         raise BundleError(
-            f"{bundle.folder}: {run.name} has {made.z.shape[1]} features, its alignment "
+            f"{bundle.place}: {run.name} has {made.z.shape[1]} features, its alignment "
             f"{aligned[run.name].mean.shape[1]}: bundle again"
         )
 
@@ -119,7 +119,7 @@ def net_encoder(bundle: Bundle, run: ImageRun, fold: int) -> DenseMetadata | Non
     try:
         encoder = DenseMetadata.from_json(json.dumps(bundle.json(name)))
     except (TabularError, RecursionError) as error:
-        raise BundleError(f"{bundle.folder}: {name} cannot be read ({short_text(error)}): bundle again") from error
+        raise BundleError(f"{bundle.place}: {name} cannot be read ({short_text(error)}): bundle again") from error
     for part in encoder.encoders_:
         check_encoder(bundle, part, name)
     return encoder
@@ -157,7 +157,7 @@ def alignments(bundle: Bundle) -> dict[str, Alignment]:
         mean, turn = (kept.get(f"{name}_{part}", np.empty(0)) for part in ("mean", "turn"))
         if mean.ndim != 2 or turn.ndim != 3 or mean.shape != turn.shape[:2] or len(mean) != bundle.folds:
             raise BundleError(
-                f"{bundle.folder}: alignment/{name}_mean.npy and {name}_turn.npy are of shapes {mean.shape} and "
+                f"{bundle.place}: alignment/{name}_mean.npy and {name}_turn.npy are of shapes {mean.shape} and "
                 f"{turn.shape}, not of {bundle.folds} networks: bundle again"
             )
         made[name] = Alignment(mean, turn, np.nan, np.nan)
@@ -168,7 +168,7 @@ def check_encoder(bundle: Bundle, encoder: MetadataEncoder, name: str) -> None:
     """Raises BundleError for an encoder that would make more columns of a row than any table has."""
     if len(encoder.columns_) > MAX_ENCODED_COLUMNS:
         raise BundleError(
-            f"{bundle.folder}: {name} encodes the columns of the table in {len(encoder.columns_):,} columns, more than "
+            f"{bundle.place}: {name} encodes the columns of the table in {len(encoder.columns_):,} columns, more than "
             f"{MAX_ENCODED_COLUMNS:,}: bundle again"
         )
 

@@ -64,7 +64,7 @@ def read_new_rows(
         frame = frame.assign(**{name: words_as_in(frame[name], known) for name, known in known_words(bundle).items()})
     elif bundle.unit_columns:
         raise DataError(
-            f"{bundle.folder} gives one prediction for {bundle.per_text}: name a csv that has "
+            f"{bundle.place} gives one prediction for {bundle.per_text}: name a csv that has "
             f"{'this column' if len(bundle.unit_columns) == 1 else 'these columns'} for each image with --metadata"
         )
     else:

@@ -108,5 +108,5 @@ def read_novelty(bundle: Bundle) -> Novelty | None:
     except BundleError:
         raise
     except (DermstackError, LookupError, StopIteration, TypeError, ValueError, OverflowError) as error:
-        raise BundleError(f"{bundle.folder}: the novelty model cannot be read ({error}): bundle again") from error
+        raise BundleError(f"{bundle.place}: the novelty model cannot be read ({error}): bundle again") from error
     return Novelty(run.name, tuple(densities))

@@ -129,4 +129,4 @@ def read_ranges(bundle: Bundle) -> dict[str, tuple[float, float]]:
     try:
         return {str(name): (float(low), float(high)) for name, (low, high) in bundle.json(RANGES_FILE).items()}
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise BundleError(f"{bundle.folder}: {RANGES_FILE} cannot be read ({error}): bundle again") from error
+        raise BundleError(f"{bundle.place}: {RANGES_FILE} cannot be read ({error}): bundle again") from error

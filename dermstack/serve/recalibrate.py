@@ -75,7 +75,7 @@ def check_parent(bundle: Bundle, target: Path | None) -> None:
     """Raises BundleError for a bundle that is itself recalibrated, and where ``target`` exists already."""
     if entry := bundle.manifest.get("recalibration"):
         raise BundleError(
-            f"{bundle.folder} is itself recalibrated: give its parent, bundle {entry['parent']}, with all labels "
+            f"{bundle.place} is itself recalibrated: give its parent, bundle {entry['parent']}, with all labels "
             "at once"
         )
     if target is None:
@@ -194,7 +194,7 @@ def recalibrate_by_prevalence(
     training = bundle.manifest["training"]
     reference = training["positives"] / training["rows"]
     if not 0 < reference < 1:
-        raise BundleError(f"{bundle.folder}: its manifest names no training rows of both classes: bundle again")
+        raise BundleError(f"{bundle.place}: its manifest names no training rows of both classes: bundle again")
     estimate, n_rows, groups = None, 0, 0
     if rows is not None:
         made, frame = _predicted(bundle, rows, work, out, options)
@@ -319,7 +319,7 @@ def write_recalibrated(bundle: Bundle, found: Recalibrated, target: Path) -> Bun
             shutil.copyfile(bundle.folder / name, folder / name)
         kept = write_manifest(folder, _content(bundle)).manifest["files"]
         if changed := [name for name, file in kept.items() if file != bundle.manifest["files"][name]]:
-            raise BundleError(f"{bundle.folder}: {changed[0]} changed while it was copied: run the command again")
+            raise BundleError(f"{bundle.place}: {changed[0]} changed while it was copied: run the command again")
         write_json(folder / "blend" / "calibration.json", calibrator_state(moved))
         if PROMISE_FILE in bundle:
             promise = read_promise(bundle)

@@ -35,7 +35,7 @@ def known_words(bundle: Bundle) -> dict[str, list[str]]:
                 words += [MetadataEncoder.from_json(json.dumps(part)).words for part in parts]
             except CONTENT_ERRORS as error:
                 raise BundleError(
-                    f"{bundle.folder}: {name} cannot be read ({short_text(error)}): bundle again"
+                    f"{bundle.place}: {name} cannot be read ({short_text(error)}): bundle again"
                 ) from error
     return {
         column: sorted({word for known in words for word in known.get(column, ())})
