@@ -137,6 +137,13 @@ def test_rows_are_cut_by_sex_age_band_site_and_source_and_what_is_not_known():
     assert find_subgroups(frame[["site"]]) == []
 
 
+@pytest.mark.parametrize("steps", [["1", "2", "10"], ["I", "IV", "VI"], ["2016", "2017", "2019"], ["b", "a", "c"]])
+def test_the_steps_of_a_scale_stand_in_their_order_and_words_by_their_number(steps):
+    column = pd.Series([steps[0]] * 3 + [steps[1]] * (2 if steps[0] == "b" else 5) + [steps[2]] + [None])
+    names = [part.name for part in find_subgroups(pd.DataFrame({"tone": column}), {"tone": "skin tone"})]
+    assert names == [*steps, MISSING]
+
+
 def test_the_rarest_of_many_sites_share_a_line():
     frame = pd.DataFrame({"site": [f"s{k}" for k in range(20) for _ in range(21 - k)]})
     parts = find_subgroups(frame)

@@ -210,5 +210,12 @@ def _age_bands(age: pd.Series) -> pd.Series:
 
 
 def _commonest(levels: pd.Series) -> list[str]:
+    """Returns the commonest words of a column, the commonest first; steps of a scale (1 to 6, I to VI) in order."""
     counts = levels.value_counts()
-    return list(counts.index if len(counts) <= _MAX_LEVELS else counts.index[: _MAX_LEVELS - 1])
+    found = list(counts.index if len(counts) <= _MAX_LEVELS else counts.index[: _MAX_LEVELS - 1])
+    if all(str(name) in _ROMAN for name in found):
+        return sorted(found, key=lambda name: _ROMAN.index(str(name)))
+    return sorted(found, key=lambda name: int(str(name))) if all(str(name).isdecimal() for name in found) else found
+
+
+_ROMAN = ("I", "II", "III", "IV", "V", "VI")  # skin types after Fitzpatrick
