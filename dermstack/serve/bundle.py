@@ -56,7 +56,7 @@ class ImageRun:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been checked. ``holder`` keeps the folder of an unpacked ``opened_zip`` while it is in use."""
+    """A bundle whose files have been checked; ``holder`` keeps the folder of an unpacked zip while it is in use."""
 
     folder: Path
     manifest: dict[str, Any]

@@ -288,9 +288,7 @@ def read_bundled_fallback(bundle: Bundle) -> Fallback:
     except BundleError:
         raise
     except CONTENT_ERRORS as error:
-        raise BundleError(
-            f"{bundle.place}: the fallback cannot be read ({short_text(error)}): bundle again"
-        ) from error
+        raise BundleError(f"{bundle.place}: the fallback cannot be read ({short_text(error)}): bundle again") from error
     return made
 
 

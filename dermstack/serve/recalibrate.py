@@ -75,8 +75,7 @@ def check_parent(bundle: Bundle, target: Path | None) -> None:
     """Raises BundleError for a bundle that is itself recalibrated, and where ``target`` exists already."""
     if entry := bundle.manifest.get("recalibration"):
         raise BundleError(
-            f"{bundle.place} is itself recalibrated: give its parent, bundle {entry['parent']}, with all labels "
-            "at once"
+            f"{bundle.place} is itself recalibrated: give its parent, bundle {entry['parent']}, with all labels at once"
         )
     if target is None:
         return
