@@ -87,7 +87,9 @@ def assert_complete(pack: Path) -> None:
     files = {path.stem for path in (pack / "tables").glob("*.csv")}
     assert named <= files
     assert all(len(pd.read_csv(path)) for path in (pack / "tables").glob("*.csv"))
-    drawn = html.count('<svg class="plot"')
+    drawn = html.count('<svg class="plot"') + 1  # the page shows the flow of the rows as a list
+    flow = "".join(ElementTree.parse(pack / "figures/row-flow.svg").getroot().itertext()).replace("\n", " ")
+    assert f"{pd.read_csv(pack / 'tables/row-flow.csv')['rows'][0]:,} rows in the training" in flow
     for form in ("svg", "pdf"):
         assert len(list((pack / "figures").glob(f"*.{form}"))) == drawn > 5
     for path in (pack / "figures").glob("*.svg"):
@@ -231,6 +233,8 @@ def test_the_pack_of_every_kind_of_experiment_is_complete(
         assert "typical source" in text
         assert "4 sources: Barcelona (" in claim.loc[7, "answer"]
         assert (pack / "figures/by-source.pdf").exists()
+        estimates = pd.read_csv(pack / "tables/source-estimates.csv")
+        assert 0 < estimates["next_low"].iloc[1] < estimates["typical"].iloc[1] < estimates["next_high"].iloc[1] < 1
     elif world == "units":
         assert "units were scored" in text
     else:

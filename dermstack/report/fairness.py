@@ -7,6 +7,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.report.characteristics import characteristics, characteristics_table
+from dermstack.report.flow_figure import NAME as FLOW
+from dermstack.report.flow_figure import flow_figure
 from dermstack.report.gaps import gaps_section
 from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
 from dermstack.report.row_flow import Flow, flow_table, merged_groups, row_flows
@@ -50,7 +52,8 @@ def _participants(experiment: Experiment, flows: list[Flow], made: pd.DataFrame,
         files=FOLDER,
     )
     style = (TEMPLATE_FOLDER / "participants.css").read_text(encoding="utf-8")
-    return Section(markup, style, tables={"row-flow": flow_table(flows), "characteristics": made})
+    tables = {"row-flow": flow_table(flows), "characteristics": made}
+    return Section(markup, style, tables=tables, figures={FLOW: flow_figure(flows)})
 
 
 def blend_gaps(experiment: Experiment, blend: Run, parts: list[Subgroup]) -> Gaps:

@@ -103,7 +103,7 @@ def _training(experiment: Experiment, covered: NDArray[np.bool_], runs: Sequence
     if experiment.left_out is not None:
         reason = "left out of level 2 and of the blend"
     pooled = "" if units is None else f", pooled into {units:,} units"
-    used = Step("scored: in the blend and in all results of this page" + pooled, int(covered.sum()))
+    used = Step("scored: in the blend and in all results" + pooled, int(covered.sum()))
     if not lacking:
         return Flow("Training", (given, used))
     return Flow("Training", (given, Step("in the folds", len(experiment.table.train), {reason: lacking}), used))

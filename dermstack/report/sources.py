@@ -87,6 +87,12 @@ def _estimates(found: LeaveSourceOut) -> HtmlTable:
             shown.drop(columns=["change", "change_low", "change_high"]),
             dict(list(intervals.items())[:2]),
         )
+    bounds = [
+        (one.over.next_low, one.over.next_high) if one.predicts_next else (math.nan,) * 2 for one in found.estimates
+    ]
+    numbers = shown.drop(columns="next").assign(
+        next_low=[low for low, _ in bounds], next_high=[high for _, high in bounds]
+    )
     return table(
         shown,
         intervals=intervals,
@@ -97,7 +103,7 @@ def _estimates(found: LeaveSourceOut) -> HtmlTable:
             "change": "difference within a source, same images", "change_low": "its 95 % interval",
         },
         formats={found.objective: ".3f", "typical": ".3f", "change": "+.3f"},
-    )  # fmt: skip
+    )._replace(frame=numbers)  # fmt: skip
 
 
 def _name(one: SourceEstimate) -> str:

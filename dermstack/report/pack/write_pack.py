@@ -126,7 +126,7 @@ def _write(report: WrittenReport, folder: Path, checklists: Sequence[Checklist],
             (folder / "tables" / f"{name}.csv").write_bytes(csv_bytes(frame))
             progress(1)
         for name, drawn in drawings.items():
-            title = captions.figures.get(drawn.name, (name, ""))[0]
+            title = captions.figures.get(drawn.name, _FIGURES.get(name, (name, "")))[0]
             if lacking := write_figure(drawn, folder / "figures", name, title):
                 out.warn(
                     f"figures/{name}.pdf: the font lacks {len(lacking)} characters of its labels, which are empty "
@@ -201,7 +201,7 @@ def _readme(
     ]
     lines += [f"- `{RECORD}`: SHA-256 of every file", "", "## Figures", ""]
     for name, drawn in drawings.items():
-        title, caption = captions.figures.get(drawn.name, (name, ""))
+        title, caption = captions.figures.get(drawn.name, _FIGURES.get(name, (name, "")))
         lines.append(f"- `figures/{name}.{FORMATS[0]}`, `.{FORMATS[1]}`: **{title}.** {caption}")
     lines += ["", "## Tables", "", "Numbers have full precision; an empty cell is a missing value.", ""]
     for name in tables:
@@ -209,6 +209,12 @@ def _readme(
     return "\n".join(lines) + "\n"
 
 
+_FIGURES = {  # drawn for a file only: its title and caption
+    "row-flow": (
+        "Flow of the rows",
+        "Rows of each table from the file to their use; those excluded leave to the right.",
+    ),
+}
 _TABLES = {
     "row-flow": "Rows at each step from the file to their use, with those excluded and why",
     "gaps": "Gaps between each subgroup and all others, with simultaneous intervals and verdicts",
