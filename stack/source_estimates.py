@@ -323,7 +323,8 @@ def headline_note(found: LeaveSourceOut) -> str:
     if best.held_out == SEEN:
         return "This estimate holds for new patients of the same sources; no source was held out."
     if not math.isfinite(typical.mean):
-        return f"With sources held out, {found.objective} is {best.pooled}; sources are too few for an AUC within them."
+        label = objective_label(found.objective)
+        return f"With sources held out, {label} is {best.pooled}; sources are too few for an AUC within them."
     seen_by = "the models" if best.held_out == HELD_OUT else "level 2 and the blend"
     what = f"On images of a source (hospital, camera) that {seen_by} had not seen"
     own, mean = found.own.over, bounds(typical.mean, typical.low, typical.high)

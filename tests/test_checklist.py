@@ -9,6 +9,7 @@ from functools import cache
 import pandas as pd
 import pytest
 from test_report_sections import make_full_data
+from test_source_estimates import estimates
 
 from dermstack.errors import ConfigError
 from dermstack.report.pack.answer import Answer
@@ -19,6 +20,7 @@ from dermstack.report.report import page_sections
 from dermstack.report.report_parts import page_tables
 from stack.config import config_of
 from stack.metrics.scores import auc_by_fold
+from stack.source_estimates import LEVEL_2_ONLY
 
 # The published lists: section, then the number of each item with a word of its text. They were typed in November 2026
 # from sources other than the csv files that are tested:
@@ -230,6 +232,15 @@ def test_answers_have_the_numbers_of_the_run() -> None:
     assert "3 of the table Training (image cannot be read)" in told(evidence, "exclusions")
     slope = float(data.calibration.scores["slope"].iloc[-1])  # type: ignore[union-attr]
     assert f"slope {slope:.2f}" in told(evidence, "calibration")
+
+
+def test_the_estimate_by_source_is_told_without_advice_how_to_set_a_config() -> None:
+    found = estimates(0.6)
+    seen = replace(found.strictest, held_out=LEVEL_2_ONLY, seen_by=("net_a",))
+    text = told(replace(made_evidence(), sources=replace(found, estimates=(found.own, seen))), "clusters")
+    assert "net_a had been trained on other images of it. Expect less." in text
+    assert "train_by_source" not in text
+    assert "See the section" not in text
 
 
 def test_the_blend_is_chosen_and_weighted_as_the_run_did_it() -> None:

@@ -35,6 +35,12 @@ def test_a_difference_names_the_images_that_both_estimates_score() -> None:
     assert "AUC changes by -0.018 [-0.023, -0.013] on the 7,010 images that both estimates score" in said
 
 
+def test_where_sources_are_too_few_the_metric_of_the_user_has_its_name() -> None:
+    found = replace(estimates(0.6), objective="own:f2#cfce123c04f9")
+    few = replace(found.strictest, over=replace(found.strictest.over, mean=math.nan))
+    assert "With sources held out, own:f2 is " in headline_note(replace(found, estimates=(found.own, few)))
+
+
 def test_an_interval_for_the_next_source_that_reaches_chance_shows_nothing() -> None:
     for next_low, includes in ((0.17, True), (0.6, False)):
         found = estimates(next_low)
