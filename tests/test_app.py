@@ -141,11 +141,23 @@ def test_other_names_other_pages_and_too_much_are_turned_away(app: tuple[int, Pa
     assert ask(port, path="/../app.py")[0] == 404
 
 
-def test_the_page_says_which_images_are_positive() -> None:
-    def said(**manifest: Any) -> str:
-        client = TestClient(make_app(unfitted_ensemble(**manifest)), base_url="http://127.0.0.1")
-        return " ".join(unescape(re.sub("<[^>]+>", "", client.get("/").text)).split())
+def said(**manifest: Any) -> str:
+    """The words of the page of a bundle with these entries of the manifest, before any image is scored."""
+    client = TestClient(make_app(unfitted_ensemble(**manifest)), base_url="http://127.0.0.1")
+    return " ".join(unescape(re.sub("<[^>]+>", "", client.get("/").text)).split())
 
+
+def test_the_score_of_a_regression_on_ranks_is_called_no_mean_of_ranks() -> None:
+    for chosen, is_mean in (
+        ("rank_mean", True),
+        ("maximum/rank_mean", True),
+        ("rank_logistic", False),
+        ("mean", False),
+    ):
+        assert ("a mean of ranks from 0 to 1, not a probability" in said(chosen=chosen)) == is_mean
+
+
+def test_the_page_says_which_images_are_positive() -> None:
     assert "9 images, 33 % of them positive (those with target = 1 in the training table)." in said()
     words = {"table": {"positive": ["MEL", "BCC"]}, "columns": {"id": "image", "target": "dx"}}
     assert "positive (those with dx = MEL or BCC in the training table)." in said(**words)
