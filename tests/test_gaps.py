@@ -74,10 +74,11 @@ def test_expected_per_observed_has_the_score_interval_of_a_poisson_count():
 def test_in_large_samples_the_smallest_gap_seen_follows_from_the_standard_error():
     pair = module._Pair((0.5, 0.5), (40_000, 60_000), 0.0, is_ratio=False)
     se = np.sqrt(0.25 / 40_000 + 0.25 / 60_000)
-    assert pair.smallest_seen(3.0) == pytest.approx((3.0 + norm.ppf(0.8)) * se, rel=0.01)
-    assert pair.smallest_seen(2.0) == pytest.approx((2.0 + norm.ppf(0.8)) * se, rel=0.01)
+    power = norm.ppf(0.85)  # at which simulations show 80 of 100 gaps: benchmarks/promises/fairness.py
+    assert pair.smallest_seen(3.0) == pytest.approx((3.0 + power) * se, rel=0.01)
+    assert pair.smallest_seen(2.0) == pytest.approx((2.0 + power) * se, rel=0.01)
     ratio = module._Pair((0.0, 0.0), (40_000, 60_000), 0.0, is_ratio=True)
-    assert ratio.smallest_seen(3.0) == pytest.approx((3.0 + norm.ppf(0.8)) * np.sqrt(1 / 40_000 + 1 / 60_000), rel=0.02)
+    assert ratio.smallest_seen(3.0) == pytest.approx((3.0 + power) * np.sqrt(1 / 40_000 + 1 / 60_000), rel=0.02)
     assert np.isnan(module._Pair((0.8, 0.8), (3, 1000), 0.0, is_ratio=False).smallest_seen(3.5)), "too few for any gap"
 
 

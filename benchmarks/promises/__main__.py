@@ -21,8 +21,8 @@ NO_TOPICS = {"__init__", "__main__", "promise"}
 HEAD = """# Promises
 
 What dermstack promises with a frequency, and how often it held in simulations with known truth. This page is written by
-`python -m benchmarks.promises`. "Observed" is followed by its 95 % interval (Clopper-Pearson) over the repetitions. A
-promise of "at least" may be exceeded.
+`python -m benchmarks.promises --repetitions {repetitions} --seed {seed}`.
+"Observed" is followed by its 95 % interval (Clopper-Pearson) over the repetitions. A promise of "at least" may be exceeded.
 
 """
 
@@ -59,7 +59,7 @@ def main() -> int:
     options = parser.parse_args()
     if strange := set(options.topics) - set(topics()):
         parser.error(f"no topic {', '.join(sorted(strange))}: choose from {', '.join(topics())}")
-    page, kept = HEAD, True
+    page, kept = HEAD.format(repetitions=options.repetitions, seed=options.seed), True
     for topic in options.topics or topics():
         started = time.monotonic()
         promises = simulation(topic)(options.repetitions, options.seed)

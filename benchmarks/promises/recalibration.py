@@ -10,6 +10,7 @@ from scipy.special import expit, logit, ndtr
 
 from benchmarks.promises.promise import Promise
 from stack.metrics.closed_test import LEVEL, NONE, ClosedTest, closed_test
+from stack.metrics.labels_needed import flatter, labels_needed
 from stack.metrics.prior_shift import estimate_prevalence
 
 Floats = NDArray[np.float64]
@@ -39,8 +40,38 @@ def shifted(rng: np.random.Generator, images: int) -> Floats:
     return risk
 
 
+def labels_suffice(repetitions: int, seed: int) -> list[Promise]:
+    """Returns how often as many labels as `labels_needed` says do what they are said to do."""
+    x = np.random.default_rng([seed, 4]).normal(-2.5, 1.3, 20_000)
+    wrong = {"twice": x - np.log(2), "1.5 times": x - np.log(1.5), "slope 0.7": logit(flatter(x, 0.7))}
+    made = []
+    for number, of in enumerate(labels_needed(expit(x))):
+        truth = next((true for words, true in wrong.items() if words in of.purpose), x)
+        reached = 0
+        for draw in range(repetitions):
+            rng = np.random.default_rng([seed, 5, number, draw])
+            rows = rng.integers(0, len(x), of.images)
+            y, p, alone = (
+                (rng.random(of.images) < expit(truth[rows])).astype(np.int64),
+                expit(x[rows]),
+                np.arange(of.images),
+            )
+            if "the test finds" in of.purpose:
+                reached += closed_test(y, p, alone).chosen != NONE
+            elif "slope" in of.purpose:
+                reached += abs(closed_test(y, p, alone).slope_found.value - 1) <= 0.2
+            else:
+                reached += abs(np.log(y.sum() / p.sum())) <= np.log(1.2)
+        nominal = 0.80 if "80 % power" in of.purpose else 0.95
+        setting = (
+            f"{of.images:,} labelled images of as many patients, {of.positives} positive, as stated for these risks"
+        )
+        made.append(Promise(of.purpose, setting, nominal, int(reached), repetitions))
+    return made
+
+
 def simulate(repetitions: int, seed: int) -> list[Promise]:
-    """Returns how often the closed test errs and intervals contain the truth."""
+    """Returns how often the closed test errs, intervals contain the truth, and stated numbers of labels suffice."""
 
     def tests(number: int, **truth: float) -> list[ClosedTest]:
         return [
@@ -76,4 +107,5 @@ def simulate(repetitions: int, seed: int) -> list[Promise]:
             f"800 images, prevalence {SHIFTED_TO} instead of {TRAINED_AT}, scores of each class as in training", 0.95,
             sum(of.low <= SHIFTED_TO <= of.high for of in prevalences), repetitions,
         ),
+        *labels_suffice(repetitions, seed),
     ]  # fmt: skip

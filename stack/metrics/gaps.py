@@ -24,6 +24,7 @@ AUC, SENSITIVITY, SPECIFICITY, RATIO = "AUC", "sensitivity", "specificity", "exp
 AIMS_OF_GAPS = (("sensitivity", 0.90), ("specificity", 0.90))  # of the operating points; those of the model card
 MARGINS = {AUC: 0.10, SENSITIVITY: 0.10, SPECIFICITY: 0.10, RATIO: 1.5}  # a larger gap must be seen, or excluded
 POWER = 0.80  # probability with which the smallest gap that counts as seen is found
+_NORMAL_POWER = 0.85  # of the normal approximation at which POWER is reached: benchmarks/promises/fairness.py
 _LEVEL = 0.05
 _MAX_CORRELATION = 0.95  # of the two sides; an estimate from few groups can exceed any possible value
 
@@ -183,7 +184,7 @@ class _Pair:
 
         def lacking(value: float) -> float:  # negative where the power is more than POWER
             beyond = value - edge if self.is_ratio else edge - value
-            return float(ndtri(POWER)) * self.se(value) - beyond
+            return float(ndtri(_NORMAL_POWER)) * self.se(value) - beyond
 
         if lacking(end) >= 0:
             return math.nan

@@ -54,7 +54,7 @@ def labels_needed(p: ArrayLike, *, design_effect: float = 1.0) -> list[LabelsNee
         centre = float(weight @ x / weight.sum())
         of_slope = float((weight * (x - centre) ** 2).mean())  # information on the slope beside the level, per image
         needed |= {
-            "the test finds that risks are too extreme, slope 0.7 (80 % power)": _for_test(risks, _flatter(x, 0.7)),
+            "the test finds that risks are too extreme, slope 0.7 (80 % power)": _for_test(risks, flatter(x, 0.7)),
             f"the slope within ± {_SLOPE_ERROR} (95 % interval)": (Z95 / _SLOPE_ERROR) ** 2 / of_slope,
         }
     return [
@@ -69,7 +69,7 @@ def _for_test(told: Floats, true: Floats) -> float:
     return _NONCENTRALITY / float(per_image)
 
 
-def _flatter(x: Floats, slope: float) -> Floats:
+def flatter(x: Floats, slope: float) -> Floats:
     """Returns risks with this slope on the logits ``x`` and the same mean."""
     wanted, low, high = float(expit(x).mean()), -50.0, 50.0
     for _ in range(_STEPS):
