@@ -45,7 +45,9 @@ def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, siz
     Also writes demo.yaml, a config for it, unless the folder has one.
     test_labels.csv holds the targets of the test rows, which a competition would not publish. Returns False and changes
     nothing if the folder holds this data set already. The same parameters give the same bytes; run an interrupted call
-    again to complete it. 8 % of the train rows and of the test rows are positive; no patient is in both.
+    again to complete it. 8 % of the train rows and of the test rows are positive, exactly and whoever they show, so
+    that risks that are right for train can be too high or too low for test (by 16 %, standard deviation). No patient
+    is in both.
 
     Raises ConfigError for sizes that are too small, DataError if the folder holds anything else.
     """
