@@ -22,7 +22,8 @@ HEAD = """# Promises
 
 What dermstack promises with a frequency, and how often it held in simulations with known truth. This page is written by
 `python -m benchmarks.promises --repetitions {repetitions} --seed {seed}`.
-"Observed" is followed by its 95 % interval (Clopper-Pearson) over the repetitions. A promise of "at least" may be exceeded.
+"Observed" is followed by its 95 % interval (Clopper-Pearson) over the repetitions. A promise of "at
+least" may be exceeded.
 
 """
 
