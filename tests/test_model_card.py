@@ -124,6 +124,7 @@ def test_without_subgroups_the_card_says_so_and_is_written_beside_the_report(
     finished: tuple[Experiment, Run, pd.DataFrame],
 ) -> None:
     experiment, blend, runs = finished
-    path = write_model_card(experiment, blend, runs=runs, subgroups=SUBGROUPS.iloc[:0], notes=[])
+    card = model_card(experiment, blend, runs=runs, subgroups=SUBGROUPS.iloc[:0], notes=[])
+    path = write_model_card(experiment, card)
     assert path == experiment.folder / "model_card.md"
     assert "No subgroup has enough rows of both classes." in path.read_text(encoding="utf-8")

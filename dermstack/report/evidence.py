@@ -22,7 +22,7 @@ from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.fairness import blend_subgroups, fairness_sections
 from dermstack.report.level2_notes import level2_notes
-from dermstack.report.model_card import write_model_card
+from dermstack.report.model_card import model_card, write_model_card
 from dermstack.report.population import fallback_notes, group_notes, positives, source_note, sources_file
 from dermstack.report.pseudonyms import pseudonymiser
 from dermstack.report.report import (
@@ -176,7 +176,7 @@ def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, 
         progress(1)
         with atomic(path) as temporary:
             temporary.write_text(html, encoding="utf-8")
-        write_model_card(
+        card = model_card(
             experiment,
             blend,
             runs=data.runs,
@@ -185,6 +185,7 @@ def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, 
             notes=[*data.notes, *data.diagnostics],
             decisions=band_sentences(data.review.band, data.unit) if data.review else (),
         )
+        write_model_card(experiment, card)
         progress(1)
     return WrittenReport(path, html, data, parts, sections, experiment, blend, tuple(runs), images)
 

@@ -34,21 +34,9 @@ _OPERATING_POINTS = {  # operating points that clinical readers look for
 }
 
 
-def write_model_card(
-    experiment: Experiment,
-    blend: Run,
-    *,
-    runs: pd.DataFrame,
-    subgroups: pd.DataFrame,
-    notes: Sequence[str],
-    decisions: Sequence[str] = (),
-    scored: Scored | None = None,
-) -> Path:
-    """Writes `model_card` to runs/<experiment>/model_card.md."""
+def write_model_card(experiment: Experiment, text: str) -> Path:
+    """Writes the text of `model_card` to runs/<experiment>/model_card.md."""
     path = experiment.folder / "model_card.md"
-    text = model_card(
-        experiment, blend, runs=runs, subgroups=subgroups, notes=notes, decisions=decisions, scored=scored
-    )
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
