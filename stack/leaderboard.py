@@ -170,22 +170,14 @@ def leaderboard(
     entries = [entries[number] for number in order]
     values, drawn = values[order], drawn[:, order]
     held = drawn[np.isfinite(drawn).all(axis=1)]
-    table = pd.DataFrame({
-        "run": [entry.name for entry in entries],
-        "estimate": [entry.estimate for entry in entries],
-        objective: values,
-        **_bounds([percentile_interval(value, drawn[:, n]) for n, value in enumerate(values)], "low", "high"),
-        "difference": values - values[0],
-        **_bounds(
-            [percentile_interval(value - values[0], drawn[:, n] - drawn[:, 0]) for n, value in enumerate(values)],
-            "difference_low", "difference_high",
-        ),
-    })  # fmt: skip
-    reach = _critical_of_pairs(held) * (held - held[:, :1]).std(axis=0)
-    table["simultaneous_low"], table["simultaneous_high"] = table["difference"] - reach, table["difference"] + reach
-    table["verdict"] = np.where(table["simultaneous_high"] < 0, WORSE, NOT_WORSE)
-    table.loc[0, "verdict"] = BEST
-    table["rows"] = [len(entry.scores) for entry in entries]
+    table = pd.DataFrame(
+        {
+            "run": [entry.name for entry in entries],
+            "estimate": [entry.estimate for entry in entries],
+            **_compared_with_the_first(values, drawn, held, objective),
+            "rows": [len(entry.scores) for entry in entries],
+        }
+    )
     table["all_rows"] = [
         score(
             objective, rows["target"], rows[used], patient=None if patient is None else rows["group"].to_numpy(object)
@@ -209,6 +201,29 @@ def leaderboard(
         optimism=_mean_of_largest(held[:, (table["verdict"] != WORSE).to_numpy()]),
         best=_interval_for_all(values, held, highest=_highest(objective)), remarks=tuple(remarks),
     )  # fmt: skip
+
+
+def _compared_with_the_first(values: Floats, drawn: Floats, held: Floats, objective: str) -> dict[str, Any]:
+    """Returns columns of the table: the scores (runs,), best first, their differences to the best one, and a verdict.
+
+    ``drawn`` (draws, runs) are the scores of all draws, ``held`` those in which every run has one.
+    """
+    differences = values - values[0]
+    reach = _critical_of_pairs(held) * (held - held[:, :1]).std(axis=0)
+    verdict = np.where(differences + reach < 0, WORSE, NOT_WORSE)
+    verdict[0] = BEST
+    return {
+        objective: values,
+        **_bounds([percentile_interval(value, drawn[:, n]) for n, value in enumerate(values)], "low", "high"),
+        "difference": differences,
+        **_bounds(
+            [percentile_interval(value, drawn[:, n] - drawn[:, 0]) for n, value in enumerate(differences)],
+            "difference_low", "difference_high",
+        ),
+        "simultaneous_low": differences - reach,
+        "simultaneous_high": differences + reach,
+        "verdict": verdict,
+    }  # fmt: skip
 
 
 def choice_note(board: Leaderboard) -> str:
