@@ -187,7 +187,7 @@ def _about_copies(
             again = replace(settings, keep_in=keep_in, progress=progress)
             change = change_without_copies(copies, nested, rows, again, method=method)
     record = copies_record(copies, names, nested.chosen, change)
-    out.say(f"blend: {copies_text(record, nested.final.objective)}")
+    out.say(f"blend: {copies_text(record, nested.final.objective)} (`blend.runs` selects runs)")
     return record
 
 

@@ -91,6 +91,7 @@ FAULTS: dict[str, tuple[Callable[[World, pd.DataFrame], pd.DataFrame], str]] = {
     "ranked": (on_p(lambda p: p.rank() / len(p)), "warning: a: its predictions are ranks, not probabilities"),
     "ranks from 1": (on_p(lambda p: p.rank()), "warning: a: its predictions are ranks, not probabilities"),
     "logits": (on_p(logit), "warning: a: its predictions are logits, not probabilities"),
+    "percentages": (on_p(lambda p: 100 * p), "warning: a: its predictions are percentages, not probabilities"),
     "rounded": (on_p(lambda p: p.round(1)), "warning: a: many of its predictions are equal"),
     "constant": (on_p(lambda p: 0 * p + 0.2), "error: a: all out-of-fold predictions are equal"),
     "nets of other scales": (shifted_nets, "warning: a: its fold models have different scales"),
@@ -166,6 +167,10 @@ TEST_FAULTS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
     "other scale": (lambda f: f.assign(pred=f["pred"] / 6), "warning: a: its test predictions have another"),
     "ranks": (
         lambda f: f.assign(pred=f.groupby("fold")["pred"].rank(pct=True)), "warning: a: its test predictions are ranks"
+    ),
+    "percentages": (
+        lambda f: f.assign(pred=100 * f["pred"]),
+        "warning: a: its test predictions are percentages, its out-of-fold predictions are probabilities",
     ),
     "constant": (lambda f: f.assign(pred=0.5), "error: a: all test predictions are equal"),
     "lacking": (lambda f: f[f["image"] != "te0003"], "warning: a: 1 test rows have no prediction"),

@@ -102,7 +102,7 @@ def row_findings_of_file(run: ReadRun, rows: LabelRows) -> list[Finding]:
     if run.scale != "probabilities":
         what = f"{run.name}: its predictions are {run.scale}, not probabilities"
         evidence = "they are outside of 0 to 1; below they are " + (
-            "turned into probabilities" if run.scale == "logits" else "ranks between 0 and 1"
+            "ranks between 0 and 1" if run.scale == "ranks" else "turned into probabilities"
         )
         remedy = "give probabilities: a mean of p with other runs is meaningless otherwise"
         found.append(Finding("warning", what, evidence, remedy))
@@ -170,7 +170,7 @@ def scale_shift_finding(name: str, oof: pd.DataFrame, p: float) -> list[Finding]
 
 
 def test_findings(run: ReadRun, rows: LabelRows) -> list[Finding]:
-    """Returns what is wrong with the ids of a run's test file."""
+    """Returns what is wrong with the ids of a run's test file, and with the scale of its predictions."""
     if run.test_fault:
         remedy = "correct the file, or name its columns"
         return [Finding("warning", f"{run.name}: its test file is not examined", run.test_fault, remedy)]
@@ -180,6 +180,10 @@ def test_findings(run: ReadRun, rows: LabelRows) -> list[Finding]:
         evidence, remedy = "the same ids stand in the labels", "remove them: a row is either in train or in test"
         what = f"{run.name}: {len(ids):,} of its test rows are labelled rows"
         found.append(Finding("error", what, evidence, remedy, f"first: {', '.join(ids.head(3))}"))
+    if len(run.test) and run.test_scale not in (run.scale, "ranks"):  # ranks are told by their even spread
+        what = f"{run.name}: its test predictions are {run.test_scale}, its out-of-fold predictions are {run.scale}"
+        evidence, remedy = "below, both are probabilities", "give both on one scale: a blend takes them for the same"
+        found.append(Finding("warning", what, evidence, remedy))
     known = rows.experiment.table.test["id"]
     if len(lacking := known[~contained(known, run.test["id"])]):
         what = f"{run.name}: {len(lacking):,} test rows have no prediction"

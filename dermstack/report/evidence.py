@@ -411,7 +411,7 @@ def _notes(experiment: Experiment, blend: Run, scored: Scored, *, has_level2: bo
             f"{blend.meta['left_out']} training rows are left out: an imported run was declared not to cover them."
         )
     if copies := blend.meta.get("near_copies"):
-        notes.append(f"The blend has {copies_text(copies, blend.meta['objective'])}.")
+        notes.append(f"The blend has {copies_text(copies, blend.meta['objective'])} (`blend.runs` selects runs).")
     if blend.meta["selected"]:
         notes.append(
             f"{', '.join(blend.meta['selected'])}: the settings were selected on these rows, by a study or by hand. "

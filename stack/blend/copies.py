@@ -102,7 +102,7 @@ def copies_text(record: Mapping[str, Any], objective: str) -> str:
     measure = objective_label(objective)
     return (
         f"{text}. With only {kept} of these, {record['method']} has a nested {measure} that differs "
-        f"by {change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] (`blend.runs` selects runs)"
+        f"by {change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
     )
 
 

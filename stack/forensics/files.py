@@ -26,7 +26,7 @@ from stack.ranks import AVERAGED
 from stack.run_views import Scores
 from stack.store import prediction_frame
 
-Scale = Literal["probabilities", "logits", "ranks"]
+Scale = Literal["probabilities", "percentages", "logits", "ranks"]
 ShownBy = Literal["fold column", "file names", "columns of nets", ""]
 
 _FOLD_NAMES = ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id")
@@ -76,6 +76,7 @@ class ReadRun:
     folds: tuple[str, ...]  # the files' names of the folds, in the order of their numbers
     shown_by: ShownBy
     all_rows: pd.DataFrame | None = None
+    test_scale: Scale = "probabilities"  # of the test file, before they became probabilities
     test_fault: str = ""  # why the test file is not examined
     all_rows_fault: str = ""  # why the predictions of every net for every row are not examined
 
@@ -242,6 +243,8 @@ def _as_probabilities(values: pd.Series) -> tuple[pd.Series, Scale]:
     if numbers.min() >= 0 and numbers.max() <= 1:
         return values, "probabilities"
     whole_ranks = bool((numbers >= 1).all() and (numbers == np.round(numbers)).mean() > 0.9)
+    if not whole_ranks and numbers.min() >= 0 and numbers.max() <= 100:
+        return values / 100, "percentages"  # logits are below 0 for most rows of a rare class
     if not whole_ranks and np.abs(numbers).max() <= _MAX_LOGIT:
         return pd.Series(np.asarray(expit(numbers), np.float64)), "logits"
     return pd.Series((midranks(numbers) - 0.5) / len(numbers)), "ranks"
@@ -325,7 +328,7 @@ def _with_test(
             )
     except DataError as error:
         return replace(run, test_fault=str(error))
-    p, _ = _as_probabilities(test["p"])
+    p, scale = _as_probabilities(test["p"])
     numbers: NDArray[np.integer] = np.full(len(test), AVERAGED, np.int8)
     if "fold" in test and test["fold"].nunique() > 1:
         names = pd.Series([f"{name:g}" if isinstance(name, float) else str(name) for name in test["fold"]])
@@ -333,7 +336,8 @@ def _with_test(
         further = [name for name in pd.unique(names) if name not in known]
         known |= {name: min(len(known) + number, MAX_FOLDS) for number, name in enumerate(further)}
         numbers = names.map(known).to_numpy(np.int8)
-    return replace(run, test=prediction_frame(test["id"].reset_index(drop=True), numbers, to_logit(p)))
+    made = prediction_frame(test["id"].reset_index(drop=True), numbers, to_logit(p))
+    return replace(run, test=made, test_scale=scale)
 
 
 def _no_rows() -> pd.DataFrame:
