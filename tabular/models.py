@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 
 from dermstack.errors import TabularError
 from dermstack.files import atomic_write
@@ -73,7 +72,7 @@ def fit_logistic(
     train, target = X, np.asarray(y)
     mean, scale = _moments(train)
     x, eval_x = _standardised(train, mean, scale), _standardised(eval_set[0], mean, scale)
-    losses = [log_loss(eval_set[1], _fit(x, target, C).predict_proba(eval_x)[:, 1], labels=[0, 1]) for C in C_grid]
+    losses = [_log_loss(eval_set[1], _fit(x, target, C).decision_function(eval_x)) for C in C_grid]
     C = C_grid[int(np.argmin(losses))]
     both, target = pd.concat([train, eval_set[0]]), np.concatenate([target, np.asarray(eval_set[1])])
     mean, scale = _moments(both)
@@ -122,6 +121,11 @@ def _standardised(X: pd.DataFrame, mean: NDArray[np.float64], scale: NDArray[np.
 
 def _fit(x: NDArray[np.float64], y: NDArray[np.generic], C: float) -> LogisticRegression:
     return LogisticRegression(C=C, max_iter=2000).fit(x, y)
+
+
+def _log_loss(y: ArrayLike, log_odds: NDArray[np.float64]) -> float:
+    """Returns the log loss of targets (n,); scikit-learn's checks its input for longer than a fit to few rows takes."""
+    return float(np.mean(np.logaddexp(0, log_odds) - np.asarray(y) * log_odds))
 
 
 class GroupModel(Protocol):

@@ -10,6 +10,8 @@ from benchmarks.promises.promise import Promise
 REPETITIONS = 40
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", topics())
 def test_the_promises_are_kept(topic: str) -> None:
     promises = simulation(topic)(REPETITIONS, 1)
