@@ -25,8 +25,8 @@ Floats = NDArray[np.float64]
 FOLDS, FEATURES, STRENGTH = 5, 30, 1.5
 PENALTIES = (1.0, 0.1, 0.01)  # of the three models: the first overfits, the last underfits
 SETTINGS = {  # patients in training and among new rows, log odds of the average patient, method of the blend
-    "500 patients, 1,500 rows, 6 % positive; 300 new patients; rank average": (500, 300, -4.0, "rank_mean"),
-    "300 patients, 900 rows, 11 % positive; 800 new patients; logistic blend": (300, 800, -3.0, "logistic"),
+    "500 patients, 1,500 rows, 6 % positive; 300 new patients; rank_mean": (500, 300, -4.0, "rank_mean"),
+    "300 patients, 900 rows, 11 % positive; 800 new patients; averaged_logistic": (300, 800, -3.0, "averaged_logistic"),
 }
 
 
