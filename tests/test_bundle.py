@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import run_cli, small_config
 from PIL import Image
 from safetensors.numpy import load, save
@@ -51,6 +52,11 @@ def test_no_id_group_or_path_of_the_training_data_is_in_it(
         if path.is_file():
             content = path.read_bytes()
             assert not [word for word in words if word.encode() in content], path.name
+
+
+def test_its_config_says_that_nets_from_scratch_had_no_pretrained_weights(unpacked: Path) -> None:
+    settings = yaml.safe_load((unpacked / "config.yaml").read_text(encoding="utf-8"))
+    assert [model["pretrained"] for model in settings["image_models"]] == [False, False]
 
 
 def test_nothing_in_it_is_of_a_kind_that_runs_when_it_is_read(unpacked: Path) -> None:

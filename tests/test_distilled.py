@@ -12,10 +12,16 @@ import pytest
 import yaml
 from conftest import run_cli, small_config
 from sklearn.metrics import roc_auc_score
+from starlette.testclient import TestClient
 from test_pseudo_labels import TINY
 
 from dermstack.errors import BundleError
+from dermstack.serve.app import make_app
+from dermstack.serve.bundle import read_bundle
 from dermstack.serve.distilled import distilled
+from dermstack.serve.expectations import OPTIONAL_COLUMNS, cost_notes
+from dermstack.serve.patient import Ensemble
+from dermstack.serve.questions import rows_out_of_range
 from dermstack.serve.write_bundle import write_bundle
 from stack.config import read_config
 from stack.console import Out
@@ -104,6 +110,13 @@ def test_the_small_net_predicts_alone_what_it_predicted_for_the_test_rows(
     test = read_run(folder / "distilled" / "small" / "blend").frame("test").set_index("id")
     for column in ("score", "p_calibrated"):
         np.testing.assert_allclose(new[column], test[column].loc[new.index], atol=1e-5)
+    ensemble = Ensemble(read_bundle(bundle), device="cpu")
+    assert cost_notes(ensemble.bundle, OPTIONAL_COLUMNS) == [], "the net takes nothing but the image"
+    page = TestClient(make_app(ensemble), base_url="http://127.0.0.1").get("/").text
+    assert "One image model, trained on" in page
+    for name in ("age", "sex", "site"):
+        assert f'id="{name}"' not in page
+    assert rows_out_of_range(ensemble.bundle, pd.DataFrame({"age": [700.0, 800.0]})) == []
     labels = ["--images", str(small_data / "images"), "--labels", str(small_data / "train.csv")]
     assert run_cli("evaluate", "--bundle", str(bundle), *labels, "--out", str(tmp_path / "found"), "-q") == 0
     settings = yaml.safe_load(path.read_text())

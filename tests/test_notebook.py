@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -18,7 +19,7 @@ from conftest import run_cli, small_config
 from sources import PACKAGES
 
 from dermstack.errors import BundleError
-from dermstack.serve.notebook import installed_requirements, own_wheel_name
+from dermstack.serve.notebook import _INSTALL, installed_requirements, own_wheel_name
 
 ROOT = Path(__file__).parents[1]
 # Every Python process of the run, pip's too, meets this first: whoever connects to anything but this machine fails.
@@ -139,6 +140,43 @@ def test_what_is_not_there_is_installed_from_the_attached_wheels(world: World, t
     predict = Path("dermstack", "serve", "predict.py")
     assert (target / predict).read_bytes() == (ROOT / predict).read_bytes()
     assert (tmp_path / "working" / "submission.csv").read_bytes() == world.submission.read_bytes()
+
+
+def run_install_cell(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the notebook's cell that installs, in a kernel that has imported another version of what is listed.
+
+    Wheels are attached in ``folder``/wheels.
+    """
+    site = folder / "site"
+    site.mkdir()
+    (site / "made_up_for_this_test.py").write_text("OLD = True")
+    (folder / "skin.wheels.txt").write_text("made-up-for-this-test==1.5\n")
+    code = f"""
+from pathlib import Path
+import made_up_for_this_test
+assert made_up_for_this_test.OLD
+WHEELS, ATTACHED = Path({str(folder / "skin.wheels.txt")!r}), sorted(Path({str(folder / "wheels")!r}).rglob("*"))
+{_INSTALL.format(version=version("dermstack"))}
+import made_up_for_this_test
+assert not hasattr(made_up_for_this_test, "OLD")
+"""
+    more = {"PIP_TARGET": str(site), "PIP_UPGRADE": "1", "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=os.environ | more, capture_output=True, text=True)
+
+
+def test_what_is_installed_replaces_what_the_kernel_had_imported(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    write_wheel(tmp_path / "wheels" / "made_up_for_this_test-1.5-py3-none-any.whl", "made_up_for_this_test", "1.5")
+    ended = run_install_cell(tmp_path)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_wheel_that_is_not_attached_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    assert (
+        "LookupError: pip could not install made-up-for-this-test==1.5 from the attached wheels (its reason is above): "
+        "attach the wheels as skin.wheels.txt says, or remove the lines"
+    ) in run_install_cell(tmp_path).stderr
 
 
 @pytest.mark.slow

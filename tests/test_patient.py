@@ -160,7 +160,7 @@ def test_an_age_that_hardly_any_training_patient_has_is_noted(ensemble: Ensemble
 def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple[dict, pd.DataFrame]:
     from dermstack.serve.patient import _caches, _frame, _source
 
-    frame = _frame(ensemble, photos, AGE, SEX, together=True)
+    frame = _frame(ensemble, photos, AGE, SEX, together=True, given={})
     sources = [_source(tmp_path, row, photo, bits_stored=0) for row, photo in enumerate(photos)]
     return _caches(ensemble.bundle, tmp_path, frame, sources), frame
 

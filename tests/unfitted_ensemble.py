@@ -24,4 +24,5 @@ def unfitted_ensemble(*, words: Sequence[str] = (), questions: Sequence[Question
     ensemble.bundle = Bundle(Path("none"), {**_MANIFEST, **manifest})
     ensemble.choices = {name: list(words) for name in WORDS}
     ensemble.questions = list(questions)
+    ensemble.takes_age = "age" in ensemble.bundle.columns
     return ensemble

@@ -201,6 +201,7 @@ class _Page:
                 columns=ensemble.bundle.columns,
                 positive=ensemble.bundle.column_rules.positive or (1,),
                 choices=ensemble.choices,
+                takes_age=ensemble.takes_age,
                 questions=list(enumerate(ensemble.questions)),
                 asked_first=MAX_ASKED,
                 group=ensemble.group,

@@ -236,6 +236,16 @@ def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str])
     return [inputs.get(name, name) for name in lacking], next(found, None) if lacking else None
 
 
+def takes_age(bundle: Bundle) -> bool:
+    """Says whether an age changes a prediction: of a network, of level 2, or of an image that cannot be read."""
+    age, costs = bundle.columns.get("age"), read_costs(bundle)
+    is_part = any(age in parts for parts in bundle.table_columns.made_of.values())
+    measured = {name for names in costs.by_columns for name in names} - costs.unused
+    return age is not None and (
+        not costs.by_columns or "age" in measured or is_part or bool(bundle.manifest.get("fallback"))
+    )
+
+
 def unknown_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str]) -> list[str]:
     """Returns the columns that are known for no row, by their name among missing columns.
 
@@ -265,17 +275,20 @@ def _cost(entry: dict[str, Any]) -> Interval:
 def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
     """Returns sentences on ``missing`` columns (`unknown_columns`) with their measured cost; [] if none is missing.
 
-    A column with a role has a sentence of its own, if its cost was measured; all others share one, which names those
-    first that the models use most.
+    A column with a role has a sentence of its own, if its cost was measured and a model uses it; all others share one,
+    which names those first that the models use most.
     """
     inputs, costs = bundle.table_inputs, read_costs(bundle)
     lacking = [name for name in OPTIONAL_COLUMNS if name in missing]
+    used = [name for name in lacking if name not in costs.unused]
     further = [name for name in costs.order or inputs if name in missing and name in inputs]  # the most used first
     whole = (*lacking, *further)
     of_roles = [names for names in costs.by_columns if not set(names) & set(inputs)]
     everything = max(of_roles, key=len, default=())
     reported = (
-        [everything] if everything and set(lacking) >= set(everything) else [(n,) for n in lacking if (n,) in of_roles]
+        [everything]
+        if len(everything) > 1 and set(lacking) >= set(everything) and not costs.unused.issuperset(everything)
+        else [(name,) for name in used if (name,) in of_roles]
     )
     changes = f"{bundle.objective} on the training rows changes by"
     notes = [

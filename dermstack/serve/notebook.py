@@ -172,7 +172,7 @@ ATTACHED = sorted(INPUT.rglob("*"))
 
 def only(found, what):
     if len(found) != 1:
-        raise LookupError(f"{{what}}: {{len(found)}} in {{INPUT}} {{[*map(str, found[:5])]}}: write its path here")
+        raise LookupError(f"{{what}}: {{len(found)}} in {{INPUT}} {{[*map(str, found[:5])]}}: write its path in this cell")
     return found[0]
 
 
@@ -185,11 +185,11 @@ BUNDLE = only([path.parent for path in manifests] + [path for path in ATTACHED i
 WHEELS = named({wheels!r})
 TEST_CSV = named({test_csv!r})
 IMAGES = named({images!r})
-SAMPLE = {sample}"""
+SAMPLE = {sample}  # None: the submission has the rows of the test csv, in its order"""
 
 _INSTALL = """import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, files, version
 
 
 def here(name):
@@ -206,7 +206,15 @@ print(f"{{len(wanted) - len(lacking)}} distributions are installed, to install: 
 if lacking:
     folders = sorted({{str(path.parent) for path in ATTACHED if path.suffix == ".whl"}})
     links = [f"--find-links={{folder}}" for folder in folders]
-    subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", *links, *lacking], check=True)"""
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", *links, *lacking]
+    if subprocess.run(pip).returncode:
+        raise LookupError(
+            f"pip could not install {{', '.join(lacking)}} from the attached wheels (its reason is above): attach the "
+            f"wheels as {{WHEELS.name}} says, or remove the lines of those that may stay in the version of this machine"
+        )
+    parts = {{file.parts[0].removesuffix(".py") for pin in lacking for file in files(pin.split("==")[0]) or ()}}
+    for name in [name for name in sys.modules if name.split(".")[0] in parts]:
+        del sys.modules[name]  # the kernel had imported the version that was replaced"""
 
 _READ = """from dermstack.serve.bundle import read_bundle
 from dermstack.serve.notebook import check_environment

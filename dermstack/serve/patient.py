@@ -19,7 +19,7 @@ from dermstack.errors import DataError, ImageError
 from dermstack.report.cases import overlay
 from dermstack.serve.bundle import Bundle, ImageRun
 from dermstack.serve.ensemble import read_bundled_fallback, read_fitted
-from dermstack.serve.expectations import cost_notes, lacking_columns
+from dermstack.serve.expectations import cost_notes, lacking_columns, takes_age
 from dermstack.serve.image_runs import Level1, encoded_metadata, fold_folder, net_cache
 from dermstack.serve.novelty import read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
@@ -180,7 +180,8 @@ class Ensemble:
         words = known_words(bundle)
         self.choices = {name: words[name] for name in WORDS}
         self.questions = questions_of(bundle, words)
-        self.ages = read_ranges(bundle).get("age")  # 98 % of the training images lie between these
+        self.takes_age = takes_age(bundle)  # else the form does not ask for it
+        self.ages = read_ranges(bundle).get("age") if self.takes_age else None  # 98 % of the training images lie here
 
     @property
     def asked_for_units(self) -> tuple[str, ...]:

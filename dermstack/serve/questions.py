@@ -12,7 +12,7 @@ import pandas as pd
 
 from dermstack.errors import BundleError, DataError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.expectations import read_costs
+from dermstack.serve.expectations import read_costs, takes_age
 from stack.columns import empty_values, read_values
 from stack.experiment import Experiment
 
@@ -59,7 +59,7 @@ def rows_out_of_range(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
     left out.
     """
     notes, unused = [], read_costs(bundle).unused
-    inputs = {"age": bundle.columns.get("age"), **bundle.table_inputs}
+    inputs = {"age": bundle.columns.get("age") if takes_age(bundle) else None, **bundle.table_inputs}
     for name, (low, high) in read_ranges(bundle).items():
         if name not in frame or name in unused or not inputs.get(name):
             continue

@@ -420,7 +420,8 @@ def _write_settings(experiment: Experiment, path: Path) -> None:
     settings = experiment.config.model_dump(mode="json", exclude=_PRIVATE_KEYS)
     settings["data"] = {key: value for key, value in settings["data"].items() if key in {"name", "columns", "resize"}}
     for model in settings["image_models"]:
-        model["pretrained"] = Path(model["pretrained"]).name if isinstance(model["pretrained"], str) else True
+        if isinstance(model["pretrained"], str):
+            model["pretrained"] = Path(model["pretrained"]).name
     path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
