@@ -172,7 +172,7 @@ ATTACHED = sorted(INPUT.rglob("*"))
 
 def only(found, what):
     if len(found) != 1:
-        raise LookupError(f"{{what}}: {{len(found)}} in {{INPUT}} {{[*map(str, found[:5])]}}: write its path in this cell")
+        raise LookupError(f"{{what}}: {{len(found)}} in {{INPUT}} {{[*map(str, found[:5])]}}: write the path here")
     return found[0]
 
 
