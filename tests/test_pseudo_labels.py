@@ -16,10 +16,12 @@ from test_level1_folds import Rows
 from dermstack.errors import ConfigError
 from stack.config import read_config
 from stack.console import Out
-from stack.experiment import Experiment, open_experiment
+from stack.experiment import IN_MEMORY, Experiment, open_experiment
 from stack.image_config import ImageModel
 from stack.level1 import check_image_models, level1_inputs
 from stack.level1_folds import TrainedFold, trained_tasks
+from stack.plan.steps import Step, image_step
+from stack.plan.steps import _next as next_command
 from stack.pseudo_labels import pseudo_rows, rounds_of
 from stack.store import prediction_frame, read_run, write_run
 
@@ -158,6 +160,23 @@ def test_a_run_depends_on_what_labels_its_rows(labelled: tuple[Experiment, dict[
     after = level1_inputs(experiment, student)
     assert [name for name in before if before[name] != after[name]] == ["pseudo-labels"]
     assert "pseudo-labels" not in level1_inputs(experiment, student.model_copy(update={"pseudo_labels": None}))
+
+
+def test_the_plan_rebuilds_what_a_rebuilt_run_labels_rows_for(
+    labelled: tuple[Experiment, dict[int, np.ndarray]],
+) -> None:
+    experiment, _ = labelled
+    student = experiment.config.image_models[1]
+    write_run(experiment.models / "student", META | {"inputs": level1_inputs(experiment, student)}, frames={})
+    teacher = Step("oof", "image", "teacher", "skip")
+    assert image_step(experiment, student, speed_of=None, before=[teacher]).state == "skip"
+    teacher = replace(teacher, state="stale")
+    step = image_step(experiment, student, speed_of=None, before=[teacher])
+    assert (step.state, step.nets) == ("stale", 3)
+    assert [change.key for change in step.changes] == ["pseudo-labels"]
+    assert next_command(experiment, [teacher, step]).endswith("--rebuild teacher --rebuild student")
+    called = replace(experiment, config_path=IN_MEMORY).command("oof", "--rebuild", "a", "--rebuild", "b")
+    assert called == "dermstack.run_oof(config, rebuild=['a', 'b'])"
 
 
 def test_models_come_after_the_runs_that_label_rows_for_them() -> None:

@@ -23,6 +23,7 @@ from stack.level2_config import Stacker
 from stack.net_metadata import metadata_encoder
 from stack.predictions import ALIGNED_COMPONENTS
 from stack.pseudo_labels import awaits_teachers, labels_unlabelled, rows_to_label, teachers_of
+from stack.store import read_run
 from stack.views import with_all_features
 
 if TYPE_CHECKING:
@@ -184,3 +185,14 @@ def free_disk(config: Config) -> int:
     while not folder.exists() and folder != Path(folder.anchor):
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def stored_width(folder: Path) -> int:
+    """Returns the width of the embedding that a run keeps; 0 where it keeps none."""
+    path = folder / "oof_z.npy"
+    return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[1]) if path.exists() else 0
+
+
+def is_whole(fold: Path) -> bool:
+    """Whether the run of one fold is complete."""
+    return None not in (read_run(fold), read_run(fold / "parts"))

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from dermstack.errors import ConfigError, DataError
 from stack.console import Out
 from stack.experiment import ONE_SHARE, Experiment
@@ -28,11 +26,13 @@ from stack.plan.costs import (
     head_cost,
     image_cost,
     images_through,
+    is_whole,
     level2_memory,
     measured,
     network_cost,
+    stored_width,
 )
-from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers, labels_unlabelled
+from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers, labels_unlabelled, teachers_of
 from stack.source_experiment import experiment_by_source, rebuild_name, trains_by_source, units_of_sources
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
@@ -118,7 +118,7 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
     widths: dict[str, int] = {}
     speed_of = _measured_once(experiment) if measure else None
     for model in models:
-        steps.append(image_step(experiment, model, speed_of=speed_of, widths=widths))
+        steps.append(image_step(experiment, model, speed_of=speed_of, widths=widths, before=steps))
     level1 = {step.name: step for step in steps if step.kind != "images"}
     for run in experiment.finished(level=1):
         if run.meta["kind"] == "imported":
@@ -155,9 +155,11 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
 
 
 def _next(experiment: Experiment, steps: Sequence[Step]) -> str:
+    stale = [step.name for step in steps if step.state == "stale" and step.command == "oof"]
     for step in steps:
-        if step.state == "stale":
-            return step.remedy
+        if step.state == "stale":  # a net that a rebuilt one labels rows for is rebuilt with it
+            rebuilt = [part for name in stale for part in ("--rebuild", name)]
+            return experiment.command("oof", *rebuilt) if stale else step.remedy
         if step.command == "oof" and step.state != "skip" and step.kind != "images":
             return experiment.command("oof")
     return experiment.command("stack")
@@ -197,11 +199,16 @@ def _measured_once(experiment: Experiment) -> SpeedOf:
 
 
 def image_step(
-    experiment: Experiment, model: ImageModel, *, speed_of: SpeedOf | None, widths: dict[str, int] | None = None
+    experiment: Experiment,
+    model: ImageModel,
+    *,
+    speed_of: SpeedOf | None,
+    widths: dict[str, int] | None = None,
+    before: Sequence[Step] = (),
 ) -> Step:
     """Plans one image model: complete, stale, begun or to be made; notes the width of its embedding in ``widths``.
 
-    Without ``speed_of``, which measures the network, its time is not known.
+    It is stale where a teacher among the steps ``before`` is. Without ``speed_of``, its time is not known.
     """
     widths = {} if widths is None else widths
     folder, k = experiment.models / model.name, experiment.folds.k
@@ -219,10 +226,13 @@ def image_step(
         if of_run.meta["inputs"] != {key: value for key, value in inputs.items() if key not in unknown}:
             changes = image_changes(of_run, model, inputs, experiment)
             break
+    taught = [step.name for step in before if step.state == "stale" and step.name in teachers_of(model)]
+    if parts and taught:
+        changes.append(Change(PSEUDO_LABELS, f"of {', '.join(taught)} as it was", "of what it will be"))
     kind = "frozen" if model.frozen else "image"
     wanted = {} if model.frozen else net_metas(experiment, model, inputs)
     if changes:
-        reusable = 0 if model.frozen or not checked else _reusable(experiment, model, wanted)
+        reusable = 0 if model.frozen or not checked or taught else _reusable(experiment, model, wanted)
         nets = 0 if model.frozen else len(wanted) - reusable
         why = f"{reusable} of {len(wanted)} nets can be reused" if reusable else ""
         cost = _network(experiment, model, speed_of=speed_of, widths=widths, nets=nets, folds=k)
@@ -232,10 +242,10 @@ def image_step(
             remedy=experiment.command("oof", "--rebuild", rebuild_name(experiment, model.name)),
         )  # fmt: skip
     if read_run(folder) is not None:
-        width = _stored_width(folder)
+        width = stored_width(folder)
         widths |= {model.name: width} if width else {}
         return Step("oof", kind, model.name, "skip", rows=len(experiment.table.train), nets=0, images=0)
-    done = [fold for fold in range(k) if _is_done(folder / f"fold_{fold}")]
+    done = [fold for fold in range(k) if is_whole(folder / f"fold_{fold}")]
     nets_done = [net for net in wanted if net[0] in done or read_run(folder / f"fold_{net[0]}" / f"seed_{net[1]}")]
     nets = len(wanted) - len(nets_done)
     begun = bool(done or nets_done or list(folder.glob("fold_*/seed_*/state.pt")) or (folder / "features").exists())
@@ -246,10 +256,6 @@ def image_step(
         rows=len(experiment.table.train), nets=nets, cost=cost,
         images=round(sum(images_through(experiment, model, nets, k - len(done)))),
     )  # fmt: skip
-
-
-def _is_done(fold: Path) -> bool:
-    return None not in (read_run(fold), read_run(fold / "parts"))
 
 
 def _known_inputs(experiment: Experiment, model: ImageModel) -> tuple[dict[str, str], bool]:
@@ -282,18 +288,13 @@ def _network(
     folds: int,
 ) -> Cost:
     if model.frozen and experiment.copy_of is not None and not len(experiment.external):
-        width = _stored_width(experiment.copy_of / model.name)  # no image goes through the network again
+        width = stored_width(experiment.copy_of / model.name)  # no image goes through the network again
         return head_cost(experiment, width) if width else Cost()
     if speed_of is None:
         return Cost()
     speed = speed_of(model)
     widths[model.name] = speed.features
     return network_cost(experiment, model, speed, nets, folds)
-
-
-def _stored_width(folder: Path) -> int:
-    path = folder / "oof_z.npy"
-    return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[1]) if path.exists() else 0
 
 
 def _imported_step(experiment: Experiment, run: Run) -> Step:
@@ -335,7 +336,8 @@ def _steps_by_source(
         return [], f"there will be no leave-source-out estimate: {error}"
     again: dict[str, Step] = {}
     if trains_by_source(experiment):
-        again = {model.name: image_step(copy, model, speed_of=speed_of) for model in enabled_models(copy)}
+        for model in enabled_models(copy):
+            again[model.name] = image_step(copy, model, speed_of=speed_of, before=list(again.values()))
     seen, places = {**level1, **again}, {name: copy.models if name in again else experiment.models for name in level1}
     level2 = _stacker_steps(copy, stackers, seen, widths, places=places)
     steps = [*again.values(), *level2, *_blend_steps(copy, [*seen.values(), *level2], places=places)]
