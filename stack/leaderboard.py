@@ -229,10 +229,16 @@ def _compared_with_the_first(values: Floats, drawn: Floats, held: Floats, object
 def choice_note(board: Leaderboard) -> str:
     """States that the best of many was chosen on these rows, how optimistic its score can be, and its wide interval."""
     best, label = board.best, objective_label(board.objective)
+    if (board.table["verdict"] != WORSE).sum() == 1:
+        then = f"and each other one is shown to be worse, so the choice makes its {label} hardly optimistic"
+    else:
+        then = (
+            f"so its {label} is optimistic: on average by up to about {board.optimism:.4f}, which is reached where all "
+            "that may be best are equally good"
+        )
     return (
-        f"the best of {len(board.table)} was chosen on these {board.rows:,} rows, so its {label} is optimistic: on "
-        f"average by up to about {board.optimism:.4f}, which is reached where all that may be best are equally good. "
-        f"Its interval that allows for the choice is {best.low:.4f} to {best.high:.4f}; the verdicts allow for it too"
+        f"the best of {len(board.table)} was chosen on these {board.rows:,} rows, {then}. Its interval that allows for "
+        f"the choice is {best.low:.4f} to {best.high:.4f}; the verdicts allow for it too"
     )
 
 

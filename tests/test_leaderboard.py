@@ -110,6 +110,16 @@ def test_optimism_is_the_mean_largest_error_of_the_runs_that_may_be_best() -> No
     assert "optimistic" in choice_note(board)
 
 
+def test_where_all_others_are_worse_no_optimism_is_told() -> None:
+    of = rows(400)
+    poor = [entry(f"p{number}", of, noise=30, seed=50 + number) for number in range(2)]
+    board = leaderboard([entry("good", of, seed=1), *poor])
+    assert board.table["verdict"].tolist() == [BEST, WORSE, WORSE]
+    assert board.optimism == pytest.approx(0, abs=1e-12)
+    assert "each other one is shown to be worse, so the choice makes its AUC hardly optimistic" in choice_note(board)
+    assert "-0.0000" not in choice_note(board)
+
+
 def test_copies_are_no_choice_at_all() -> None:
     of = rows()
     board = leaderboard([entry(name, of, seed=4) for name in ("a", "b", "c")])
