@@ -134,7 +134,9 @@ def _blend(
     oof = _oof_scores(scored, rows, nested, calibration.p, images)
     test, averaged = _test_scores(scored, predictions, nested.final, calibration.final)
     if len(test):
-        _say_expected_positives(test["p_calibrated"], averaged, calibration_noise(y, calibration.p, split_group), out)
+        noise = calibration_noise(y, calibration.p, split_group)
+        what = "rows" if experiment.config.predict_per is None else "units"
+        _say_expected_positives(test["p_calibrated"], averaged, noise, what, out)
     settings, distributions = blender_state(nested.final)
     meta = {
         "fingerprint": fingerprint(inputs),
@@ -248,11 +250,13 @@ def _left_out(names: Sequence[str], predictions: Predictions, nested: NestedBlen
     return left_out
 
 
-def _say_expected_positives(p: pd.Series, averaged: AverageCalibration, noise: CalibrationNoise, out: Out) -> None:
-    """Says how many test rows with calibrated risks ``p`` are expected to be positive, and why that may be too few."""
+def _say_expected_positives(
+    p: pd.Series, averaged: AverageCalibration, noise: CalibrationNoise, what: str, out: Out
+) -> None:
+    """Says how many test rows (or units: ``what``) with risks ``p`` should be positive, and why that may be too few."""
     number = expected_positives(p, noise)
     out.say(
-        f"calibration: {number.value:,.0f} of {len(p):,} test rows are expected to be positive, 95 % prediction "
+        f"calibration: {number.value:,.0f} of {len(p):,} test {what} are expected to be positive, 95 % prediction "
         f"interval {number.low:,.0f} to {number.high:,.0f} if they are of the population of training"
     )
     if averaged.kept:

@@ -224,7 +224,9 @@ def test_clean_asks_first(tmp_path: Path, capsys: Capture, monkeypatch: pytest.M
 
 def test_where_nothing_was_made_runs_says_how_to_begin(tmp_path: Path, capsys: Capture) -> None:
     assert run_cli("runs", "--folder", str(tmp_path / "runs")) == 0
-    assert "holds no experiment yet: `dermstack oof" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "holds no experiment yet: `dermstack oof" in said
+    assert "the folder that the config's `runs` names, and --folder names another folder here" in said
 
 
 @pytest.mark.slow

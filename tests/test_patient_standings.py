@@ -28,6 +28,12 @@ def test_the_distance_is_that_to_the_others_mean_direction_over_folds_and_runs(r
         np.testing.assert_allclose(one.others_distance_range, (rest.min(), rest.max()), atol=1e-5)
 
 
+def test_without_embeddings_only_risks_are_compared() -> None:
+    for one in standings(np.array([0.1, 0.2]), [{}]):
+        assert one.distance is None
+        assert one.sentence.startswith("No model here combines embeddings, so the similarity of the lesions is not")
+
+
 def test_the_odd_one_is_told_and_its_risk_set_against_the_others() -> None:
     z = np.array([[1.0, 0.05], [1.0, 0.0], [1.0, -0.05], [-1.0, 0.3]])
     made = standings(np.array([0.01, 0.02, 0.03, 0.5]), [{"run": z}])

@@ -253,14 +253,17 @@ def test_images_of_units_reach_the_page(small_data: Path, tmp_path: Path) -> Non
     assert set(train["patient_id"]) & set(re.findall(r"\w+", shown.text)), "patients are named, not images"
 
 
-def test_without_a_sample_the_id_column_is_named_by_the_columns(tmp_path: Path) -> None:
+def test_without_a_sample_the_id_column_is_named_by_the_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_breasts(tmp_path)
     data = read_config(path).data.model_dump(mode="json", exclude_unset=True)
     del data["sample_submission"]
     import_readers(path, f"data={json.dumps(data)}")
-    made = blended(path, f"data={json.dumps(data)}")
+    made = blended(path, f"data={json.dumps(data)}", out=Out())
     found = pd.read_csv(made.experiment.folder / "submission.csv")
     assert list(found) == ["patient_id_laterality", "cancer"]
+    assert f" of {len(found)} test units are expected to be positive" in " ".join(capsys.readouterr().out.split())
 
 
 def test_one_image_in_each_unit_gives_the_scores_of_the_images(tmp_path: Path) -> None:

@@ -379,8 +379,9 @@ def runs(
     listing = list_experiments(folder)
     if listing.empty:
         out.say(
-            f"{folder} holds no experiment yet: `dermstack oof` with a config creates one; `dermstack demo-data demo` "
-            "writes a small data set and the config demo/demo.yaml"
+            f"{folder} holds no experiment yet: `dermstack oof` with a config creates one in the folder that the "
+            "config's `runs` names, and --folder names another folder here; `dermstack demo-data demo` writes a small "
+            "data set and the config demo/demo.yaml"
         )
     else:
         out.table(listing, str(folder))

@@ -64,7 +64,7 @@ def standings(
 
 _ONLY_PICTURE = "This is the only image: there are no others of this patient to compare it with."
 NOT_SEEN = "This image cannot be read: its risk says nothing about the lesion, only about age, sex and site."
-_NOT_MEASURED = "Level 2 of this ensemble uses no embeddings, so the similarity of the lesions is not measured."
+_NOT_MEASURED = "No model here combines embeddings, so the similarity of the lesions is not measured."
 
 
 def _rank_sentence(distance: float, place: int | None, span: tuple[float, float], n: int) -> str:
