@@ -213,6 +213,20 @@ def test_images_are_found_in_folders_of_another_case_and_with_suffixes_in_the_id
     assert values["image_models"][0]["pretrained"] is False
 
 
+@pytest.mark.parametrize("start", [".", "./", "train.csv", "../here", ""], ids=repr)
+def test_sub_folders_of_images_are_found_from_wherever_the_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    write_png_folders(tmp_path / "here" / "pictures", n=60, n_test=20)
+    for name in ("train.csv", "test.csv"):
+        shutil.move(tmp_path / "here" / "pictures" / name, tmp_path / "here" / name)
+    monkeypatch.chdir(tmp_path / "here")
+    made = draft_config(Path(start), Path("config.yaml"))
+    assert yaml.safe_load(made.text)["data"]["images"] == "pictures"
+    assert not [question for question in made.questions if "images" in question]
+
+
 def test_copies_and_masks_beside_the_images_do_not_disturb(tmp_path: Path) -> None:
     write_png_folders(tmp_path / "png", n=40, n_test=0)
     shutil.copytree(tmp_path / "png" / "batch_0", tmp_path / "masks")

@@ -129,9 +129,11 @@ def _places(root: Path, files: Sequence[tuple[str, str]], n: int) -> list[Path]:
         while True:
             count[inside] += 1
             seen[inside].add(row_id)
-            if inside == top or not inside.startswith(top) or inside == os.path.dirname(inside):  # noqa: PTH120
+            # Paths below "." do not begin with it, as Path leaves it out.
+            outside = os.path.dirname(inside) or os.curdir  # noqa: PTH120
+            if inside in (top, outside):
                 break
-            inside = os.path.dirname(inside)  # noqa: PTH120
+            inside = outside
     fitting = {folder for folder in count if count[folder] == n and len(seen[folder]) == n}
     deepest = [one for one in fitting if not any(Path(one) in Path(other).parents for other in fitting)]
     return [Path(folder) for folder in sorted(deepest)]
