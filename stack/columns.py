@@ -18,7 +18,7 @@ from stack.data_config import Codes
 from stack.keys import MISSING_KEYS, unified_words
 from stack.number_texts import NumberText, number_text
 from stack.table_checks import nearest
-from tabular.expressions import derived_columns, parse
+from tabular.expressions import Expression, derived_columns, parse
 
 Kind = Literal["numeric", "categorical"]
 KINDS: tuple[Kind, ...] = ("numeric", "categorical")
@@ -243,6 +243,9 @@ def _derived(
     """Returns the derived columns; expressions name columns of the csv, also such as are no features themselves."""
     try:
         expressions = {name: parse(text) for name, text in columns.derived.items()}
+        if early := _used_too_early(expressions):
+            faults += early
+            return {}
         needed = dict.fromkeys(name for one in expressions.values() for name in one.columns if name not in expressions)
         if not may_lack:
             for name in needed:
@@ -255,6 +258,20 @@ def _derived(
         faults.append(f"features.derived: {error}")
         return {}
     return {name: made[name].to_numpy(np.float32) for name in expressions}
+
+
+def _used_too_early(expressions: Mapping[str, Expression]) -> list[str]:
+    """Returns a fault for each derived column that uses itself or one that is derived below it."""
+    faults, names = [], list(expressions)
+    for place, (name, one) in enumerate(expressions.items()):
+        for used in one.columns:
+            if used == name:
+                faults.append(f"features.derived: {name!r} uses itself: name other columns in its expression")
+            elif used in names[place:]:
+                faults.append(
+                    f"features.derived: {name!r} uses {used!r}, which is derived below it: put {used!r} above {name!r}"
+                )
+    return faults
 
 
 def known_cells(cells: pd.Series, column: str, missing: Codes) -> pd.Series:

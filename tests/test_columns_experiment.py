@@ -203,6 +203,8 @@ def test_a_derived_column_is_computed_from_the_csv_and_never_infinite(tmp_path: 
         ({"x": "__import__('os')"}, "features.derived: x:"),
         ({"x": "camera * 2"}, "column 'camera' holds"),
         ({"years": "`size [mm]` + 1"}, "features.derived: 'years' is a column of"),
+        ({"x": "y + 1", "y": "years + 1"}, "features.derived: 'x' uses 'y', which is derived below it: put 'y' above"),
+        ({"x": "1 + x"}, "features.derived: 'x' uses itself"),
     ],
 )
 def test_a_derived_column_that_cannot_be_computed_is_named(
