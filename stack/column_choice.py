@@ -30,6 +30,7 @@ from stack.table_checks import nearest
 PROXY_AUC = 0.98  # a column that alone has this AUC is a proxy of the target, such as a diagnosis
 MAX_TEXT = 60  # characters: a column whose values are longer on average is free text
 MAX_LEVELS = 1000  # different words of a categorical column that `auto` takes
+FEATURE_ROLES = ("age", "sex", "site")  # roles whose columns are features; a target, diagnosis or fold is none
 _MIN_DISTINCT_SHARE = 0.5  # of the known rows: a column of words with more different values holds names or free text
 _MIN_ROWS = 20  # with fewer rows nothing is called an identifier, free text or a proxy
 
@@ -56,6 +57,13 @@ def choose_columns(
         if name in RESERVED or name in train:
             what = "a name of dermstack" if name in RESERVED else f"a column of {paths[0]}"
             faults.append(f"features.derived: {name!r} is {what}: give the derived column another name")
+    for name, parts in TableColumns(derived=rules.derived).made_of.items():
+        for part in parts:
+            if part in roles and roles[part] not in FEATURE_ROLES:
+                faults.append(
+                    f"features.derived: {name!r} uses column {part!r}, which is mapped as columns.{roles[part]} and is "
+                    "no feature: take it out of the expression"
+                )
     counts = Counter(train.columns)
     free = [column for column in dict.fromkeys(train.columns) if column not in roles]
     asked = {kind: _asked(getattr(rules, kind), kind, free, roles, paths, test, faults) for kind in KINDS}
@@ -113,7 +121,7 @@ def _asked(
         is_pattern = any(sign in name for sign in "*?[") and name not in free
         fitting = [column for column in free if (fnmatchcase(column, name) if is_pattern else column == name)]
         if not is_pattern and name in roles:
-            if roles[name] not in ("age", "sex", "site"):
+            if roles[name] not in FEATURE_ROLES:
                 faults.append(
                     f"{train_path}: column {name!r} (columns.{kind}) is already mapped as columns.{roles[name]}, which "
                     "is no feature: remove it from one of the two"

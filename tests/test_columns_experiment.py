@@ -215,6 +215,26 @@ def test_a_derived_column_that_cannot_be_computed_is_named(
     assert words in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("role", ["target", "diagnosis", "source"])
+@pytest.mark.parametrize("derived", [{"x": "told + 1"}, {"x": "years + `size [mm]`", "z": "where(told > 0, x, 1)"}])
+def test_a_derived_column_cannot_be_made_of_the_target(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str, derived: dict[str, str]
+) -> None:
+    config = _with_columns(tmp_path)
+    column = "told"
+    for name in ("train.csv", "test.csv"):  # a test csv may have labels too
+        frame = pd.read_csv(tmp_path / name, dtype=str, keep_default_na=False)
+        frame[column] = frame["malignant"] if "malignant" in frame else "1"
+        frame.to_csv(tmp_path / name, index=False)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["data"]["columns"][role] = column
+    settings["features"] = {"derived": derived}
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    assert run_cli("stack", "-c", str(config)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"uses column 'told', which is mapped as columns.{role} and is no feature" in said
+
+
 KINDS = ("lightgbm", "xgboost", "catboost", "logistic")
 
 
