@@ -95,6 +95,13 @@ def choose_columns(
         else:
             choice = _automatic(column, train, test, rules, automatic, target, group)
         choices.append(choice if column else choice._replace(place=list(train.columns).index(column) + 1))
+    named = {name: name for name in rules.derived}
+    for choice in choices:
+        if choice.kind is not None and named.setdefault(name_in_table(choice.column), choice.column) != choice.column:
+            faults.append(
+                f"{paths[0]}: columns {named[name_in_table(choice.column)]!r} and {choice.column!r} would both be "
+                f"called {name_in_table(choice.column)!r}: rename one in the tables"
+            )
     taken = {
         kind: {name_in_table(choice.column): choice.column for choice in choices if choice.kind == kind}
         for kind in KINDS

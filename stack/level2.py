@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.listing import first_of
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
@@ -247,6 +248,7 @@ def _fit_and_predict(
     }
 
 
+_MAX_UNSEEN = 5  # columns, and words of each, that a warning lists
 _KEPT_BYTES = 1 << 28  # of matrices that a process keeps for the next stacker, which has the same
 _kept: dict[tuple[str, int, int], tuple[FoldMatrix, pd.DataFrame]] = {}
 
@@ -336,16 +338,21 @@ def fit_stacker(
 
 def _warn_of_unseen(by_fold: list[dict[str, dict[str, int]]], out: Out) -> None:
     """Warns of categories in the test rows that are absent from a fold's training rows; their indicators are all 0."""
-    row_counts: dict[str, int] = {}
+    row_counts: dict[str, dict[str, int]] = {}
     for unseen in by_fold:
         for column, values in unseen.items():
+            of_column = row_counts.setdefault(column, {})
             for value, rows in values.items():
-                row_counts[f"{column} {value!r}"] = max(rows, row_counts.get(f"{column} {value!r}", 0))
-    if row_counts:
-        listed = ", ".join(f"{name} in {rows:,} rows" for name, rows in sorted(row_counts.items()))
+                of_column[value] = max(rows, of_column.get(value, 0))
+    listed = []
+    for column, values in sorted(row_counts.items()):
+        first = sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))[:_MAX_UNSEEN]
+        more = f", … {len(values):,} values in all" if len(values) > len(first) else ""
+        listed.append(f"{column} " + ", ".join(f"{value!r} ({rows:,})" for value, rows in first) + more)
+    if listed:
         out.warn(
             "test rows hold categories that are absent from the training rows of some fold, where they are encoded "
-            f"as no known category: {listed}"
+            f"as no known category (rows in parentheses): {first_of(listed, _MAX_UNSEEN, separator='; ')}"
         )
 
 

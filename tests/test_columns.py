@@ -176,6 +176,14 @@ def test_a_csv_column_with_a_name_of_the_table_gets_another_name(tmp_path: Path)
     assert table.train["group"].iloc[0] == "p0"
 
 
+def test_two_columns_that_would_get_one_name_are_refused(tmp_path: Path) -> None:
+    both = {"fold": np.arange(N) % 7, "csv.fold": np.arange(N) % 5}
+    with pytest.raises(DataError, match=r"columns 'fold' and 'csv.fold' would both be called 'csv.fold': rename one"):
+        _read(tmp_path, _frame(**both), numeric=("fold", "csv.fold"))
+    with pytest.raises(DataError, match=r"columns 'csv.fold' and 'fold' would both be called 'csv.fold'"):
+        _read(tmp_path, _frame(fold=np.arange(N) % 7), numeric=("fold",), derived={"csv.fold": "2 * fold"})
+
+
 def test_odd_names_of_columns_are_read_as_they_are(tmp_path: Path) -> None:
     names = ['a "quoted" one', "b[0]", "{c: 1}", "d,e", "größe µm²", "f<g>", "h=i", "csv.x"]
     values = {name: np.random.default_rng(number).random(N) for number, name in enumerate(names)}

@@ -224,7 +224,7 @@ def test_a_derived_column_cannot_be_made_of_the_target(
     column = "told"
     for name in ("train.csv", "test.csv"):  # a test csv may have labels too
         frame = pd.read_csv(tmp_path / name, dtype=str, keep_default_na=False)
-        frame[column] = frame["malignant"] if "malignant" in frame else "1"
+        frame[column] = frame.get("malignant", "1")
         frame.to_csv(tmp_path / name, index=False)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["data"]["columns"][role] = column

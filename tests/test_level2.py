@@ -18,6 +18,7 @@ from stack.experiment import Experiment, open_experiment
 from stack.features import fold_matrix
 from stack.images import ACQUISITION_FILE
 from stack.level1 import level1_runs
+from stack.level2 import _warn_of_unseen
 from stack.predictions import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
 from stack.probes import stored_probes
 from stack.ranks import AVERAGED
@@ -266,3 +267,16 @@ def test_what_was_fitted_on_a_folds_rows_lies_beside_its_models(
         assert (cohort.to_numpy() == matrix.held[cohort.columns].to_numpy()).all()
         encoded = MetadataEncoder.from_json(json.dumps(kept["metadata"])).transform(held)
         np.testing.assert_array_equal(encoded.to_numpy(), matrix.held[encoded.columns].to_numpy())
+
+
+def test_words_that_training_lacks_are_listed_in_a_few_words(capsys: pytest.CaptureFixture[str]) -> None:
+    first = {"ward": {f"w{number}": 1 + number % 3 for number in range(900)}, "sex": {"M": 4}}
+    _warn_of_unseen([first, {"sex": {"M": 7}}, *({f"c{place}": {"x": 1}} for place in range(9))], Out())
+    said = " ".join(capsys.readouterr().out.split())
+    assert len(said) < 600
+    assert said.endswith("… 11 in all")
+    _warn_of_unseen([first, {"sex": {"M": 7}}], Out())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sex 'M' (7); ward 'w101' (3), 'w104' (3), 'w107' (3), 'w11' (3), 'w110' (3), … 900 values in all" in said
+    _warn_of_unseen([{}, {}], Out())
+    assert capsys.readouterr().out == ""
