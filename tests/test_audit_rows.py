@@ -136,3 +136,20 @@ def test_rows_that_other_folds_leave_out_tear_nothing(tmp_path: Path) -> None:
 
 def test_a_clean_set_has_no_alarm(tmp_path: Path) -> None:
     assert [finding.severity for finding in row_findings(audited_experiment(tmp_path))] == ["note"]
+
+
+def test_columns_without_any_value_are_named_where_models_use_them(tmp_path: Path) -> None:
+    def plant(train: pd.DataFrame, test: pd.DataFrame) -> None:
+        for frame in (train, test):
+            frame["blank"], frame["blank words"] = "", "NA"
+            frame["size"] = np.arange(len(frame)) + 1.0
+
+    def evidence(**features: object) -> list[str]:
+        columns = {**COLUMNS, "numeric": ["size", "blank"], "categorical": ["blank words"]}
+        derived = {"twice": "2 * size", "nothing": "size / (size - size)"}
+        made = audited_experiment(tmp_path, plant, data={"columns": columns}, features={"derived": derived, **features})
+        return [finding.evidence for finding in row_findings(made) if "any training row" in finding.what]
+
+    (found,) = evidence()
+    assert found.startswith("blank, nothing, blank words; ")
+    assert evidence(columns=False, relative=[], outliers=False) == []

@@ -12,11 +12,12 @@ from dermstack.audit.finding import Finding, Severity, worst_first
 from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
 from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, column_association
 from dermstack.errors import DataError
+from dermstack.listing import first_of
 from stack.cells import read_cells
 from stack.column_choice import PROXY_AUC
 from stack.columns import fits, known_cells
 from stack.experiment import Experiment, train_pairs
-from stack.features import csv_of_models
+from stack.features import csv_of_models, metadata_of_models
 from stack.keys import fold_labels, is_missing_fold
 from stack.missing_codes import MissingCode, declared, listed_codes, missing_codes
 from stack.table import ACQUISITION
@@ -24,6 +25,7 @@ from stack.table_checks import SENTINELS
 
 LARGE_GROUP_RATIO = 5  # a group with this many times the 99th percentile of the other sizes is reported
 LARGE_GROUP_ROWS = 20  # and only if it has at least this many rows
+_MAX_LISTED = 12  # columns that a finding lists
 
 _LISTED_PAIR_FINDINGS: dict[str, tuple[Severity, str, str]] = {  # severity, what, remedy by kind of pair
     PAIR_KINDS[0]: (
@@ -49,6 +51,7 @@ def row_findings(experiment: Experiment) -> list[Finding]:
             *group_findings(experiment),
             *fold_findings(experiment),
             *missing_code_findings(experiment),
+            *empty_column_findings(experiment),
         ]
     )
 
@@ -124,6 +127,22 @@ def fold_findings(experiment: Experiment) -> list[Finding]:
     else:
         found = [Finding("note", "no group and no duplicates in two folds", evidence, "none")]
     return found + _other_folds(experiment)
+
+
+def empty_column_findings(experiment: Experiment) -> list[Finding]:
+    """Warns of columns that models use and that have no value in any training row, such as a derived one of 0 / 0."""
+    table, used = experiment.table, metadata_of_models(experiment.config, experiment.table.columns)
+    shown = {name: name for name in ("age", "sex", "site") if name in experiment.config.data.columns.roles}
+    shown |= table.columns.shown
+    empty = [name for name in shown if name in used and table.train[name].isna().all()]
+    if not empty:
+        return []
+    evidence = f"{first_of([shown[name] for name in empty], _MAX_LISTED)}; {len(table.train):,} training rows"
+    remedy = (
+        "check the train csv, data.missing and features.derived, or take them out of the config: nothing is learned "
+        "from them"
+    )
+    return [Finding("warning", "columns that models use have no value in any training row", evidence, remedy)]
 
 
 def missing_code_findings(experiment: Experiment) -> list[Finding]:
