@@ -89,7 +89,13 @@ def make_estimator(path: str, params: Mapping[str, Any], *, seed: int, threads: 
             raise TabularError(f"{path} has no parameter {name!r}: {did_you_mean(name, known)}")
     given = {"random_state": seed, "n_jobs": threads}
     estimator.set_params(**params, **{name: value for name, value in given.items() if name in known})
-    if not is_classifier(estimator) or not hasattr(estimator, "predict_proba"):
+    try:
+        is_fit_for_use = is_classifier(estimator) and hasattr(estimator, "predict_proba")
+    except AttributeError as error:  # a meta-estimator whose estimator is None, such as SelfTrainingClassifier
+        raise TabularError(
+            f"{path} needs another estimator, which a config cannot give: {_EXAMPLE} that stands alone"
+        ) from error
+    if not is_fit_for_use:
         hint = "; set params: {probability: true}" if "probability" in known else ""
         raise TabularError(f"{path} is no classifier with predict_proba{hint}: {_EXAMPLE}")
     return estimator
@@ -137,8 +143,8 @@ def fit_estimator(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of `n_jobs`, where it has no effect any more
                 pipeline.fit(rows.to_numpy(np.float32), target, **weights)
-        except (ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (ValueError, TypeError, ArithmeticError) as error:
+            reason = _first_line(error)
             raise TabularError(f"{path} with the parameters {dict(params)} cannot be fitted: {reason}") from error
         if "n_jobs" in pipeline[-1].get_params():  # threads would add the trees' probabilities in any order
             pipeline[-1].set_params(n_jobs=1)
@@ -161,9 +167,29 @@ def _pipeline(path: str, params: Mapping[str, Any], known: NDArray[np.intp], see
 
 
 def _log_odds(pipeline: Pipeline, X: pd.DataFrame, smoothing: float) -> NDArray[np.float64]:
-    p = pipeline.predict_proba(X.to_numpy(np.float32))[:, 1].astype(np.float64)
+    try:
+        p = pipeline.predict_proba(X.to_numpy(np.float32))[:, 1].astype(np.float64)
+    except (ValueError, TypeError, ArithmeticError) as error:  # such as more neighbours than rows
+        raise TabularError(
+            f"{_described(pipeline)} cannot predict {len(X):,} rows ({_first_line(error)}): change `params`, or take "
+            "another classifier"
+        ) from error
+    if not np.isfinite(p).all():
+        raise TabularError(
+            f"{_described(pipeline)} has no probability for {int((~np.isfinite(p)).sum()):,} of {len(p):,} rows: change "
+            "`params`, or take another classifier"
+        )
     odds: NDArray[np.float64] = logit(smoothing + (1 - 2 * smoothing) * p)
     return odds
+
+
+def _described(pipeline: Pipeline) -> str:
+    """Returns the fitted classifier with the parameters that differ from scikit-learn's, on one line."""
+    return " ".join(str(pipeline[-1]).split())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _calibrated(log_odds: NDArray[np.float64], y: NDArray[Any], positive_weight: float) -> tuple[float, float]:

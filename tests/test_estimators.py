@@ -147,6 +147,7 @@ def test_nothing_outside_scikit_learn_is_imported(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("path", "params", "words"),
     [
+        ("sklearn.semi_supervised.SelfTrainingClassifier", {}, "needs another estimator"),
         (TREES, {"n_estimater": 3}, "no parameter 'n_estimater': did you mean 'n_estimators'"),
         (TREES, {"n_jobs": 3}, "n_jobs is set from the config's key `threads`"),
         (TREES, {"random_state": 3}, "random_state is set from the config's key `seed`"),
@@ -158,6 +159,21 @@ def test_nothing_outside_scikit_learn_is_imported(tmp_path: Path, monkeypatch: p
 def test_what_cannot_be_made_is_named(path: str, params: dict[str, object], words: str) -> None:
     with pytest.raises(TabularError, match=words):
         make_estimator(path, params, seed=0, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "words"),
+    [
+        ("sklearn.neighbors.KNeighborsClassifier", {"n_neighbors": 10_000}, "cannot predict 100 rows .*n_neighbors"),
+        ("sklearn.neighbors.RadiusNeighborsClassifier", {"radius": 1e-6}, "cannot predict 100 rows .*No neighbors"),
+        ("sklearn.semi_supervised.LabelPropagation", {"gamma": 1e6}, "has no probability for [0-9]+ of 100 rows"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_classifier_that_cannot_predict_is_named(path: str, params: dict[str, object], words: str) -> None:
+    X, y = rows(400, 0)
+    with pytest.raises(TabularError, match=words):
+        fit_estimator(path, X, y, eval_set=rows(100, 1), params=params, seed=0, threads=1)
 
 
 def test_a_value_that_scikit_learn_refuses_is_named() -> None:
