@@ -282,7 +282,7 @@ def _count_features(body: nn.Module, backbone: str, timm_args: Mapping[str, Any]
     try:
         with torch.no_grad():
             z = body.eval()(torch.zeros(1, 3, size, size))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A transformer of fixed size asserts it; a user's own code may raise anything.
         if not is_own_backbone(backbone) and not isinstance(error, _SIZE_ERRORS):
             raise

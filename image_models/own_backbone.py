@@ -50,7 +50,7 @@ def build_own_backbone(backbone: str, arguments: Mapping[str, Any], *, pretraine
     called = f"{backbone.partition(':')[2]}({given})"
     try:
         body = builder(pretrained=pretrained, **arguments)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ImageError(
             f"backbone {backbone}: {called} failed ({type(error).__name__}: {_short(error)}): correct the function, "
             "which takes `pretrained` and the keys of timm_args"
@@ -99,7 +99,7 @@ def _module(backbone: str) -> ModuleType:
         raise ImageError(
             f"backbone {backbone}: {name} imports {error.name!r}, which is not installed: install it"
         ) from error
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ImageError(
             f"backbone {backbone}: {name} cannot be imported ({type(error).__name__}: {_short(error)}): correct it"
         ) from error
@@ -109,5 +109,5 @@ def _place(module: ModuleType) -> str:
     return str(module.__file__ or module.__name__)
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]

@@ -64,7 +64,7 @@ def _load(path: Path) -> Callable[[pd.DataFrame], object]:
         raise ConfigError(f"features.python {path}: no such file: correct the path, or remove the key")
     try:
         module = load_user_file("dermstack_python_features", path)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
             f"features.python {path}: it cannot be imported ({_told(error, path)}): correct it"
         ) from error
@@ -88,7 +88,7 @@ def _computed(function: Callable[[pd.DataFrame], object], path: Path, rows: pd.D
     where = f"features.python {path}"
     try:
         made = function(rows.copy())
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
             f"{where}: {FUNCTION} failed on {len(rows):,} rows of {rows['group'].nunique():,} groups "
             f"({_told(error, path)}): correct it; it must work for any groups, also for a single row"
@@ -107,7 +107,8 @@ def _computed(function: Callable[[pd.DataFrame], object], path: Path, rows: pd.D
         if not isinstance(name, str) or twice or name in RESERVED or name in table.columns.names or name in table.train:
             why = "is there twice" if twice else "is a name of the table" if isinstance(name, str) else "is no text"
             raise ConfigError(f"{where}: the column name {name!r} {why}: give the column another one")
-        if not (pd.api.types.is_numeric_dtype(made[name]) or pd.api.types.is_bool_dtype(made[name])):
+        is_real = pd.api.types.is_numeric_dtype(made[name]) and not pd.api.types.is_complex_dtype(made[name])
+        if not (is_real or pd.api.types.is_bool_dtype(made[name])):
             raise ConfigError(f"{where}: column {name!r} is of type {made[name].dtype}: return numbers or NaN")
     values = made.to_numpy(np.float64, na_value=np.nan)
     bad = np.isinf(values) | (np.abs(values) > _MAX_FLOAT)
@@ -162,7 +163,7 @@ def _same(made: pd.DataFrame, expected: pd.DataFrame) -> NDArray[np.bool_]:
     return same
 
 
-def _told(error: Exception, path: Path) -> str:
+def _told(error: BaseException, path: Path) -> str:
     """Returns type and message of an error of the user's code, with the last line of the file that it comes from."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     at = f" in line {lines[-1]}" if lines else ""

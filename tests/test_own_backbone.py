@@ -49,6 +49,7 @@ def build(pretrained, width=WIDTH):
 def tuple_of(pretrained): return (1, 2)
 def map_of(pretrained): return nn.Conv2d(3, 4, 3)
 def fails(pretrained): return {}["key"]
+def ends(pretrained): raise SystemExit(0)
 number = 3
 """
 
@@ -105,6 +106,7 @@ def test_what_is_missing_is_named(package: Path, backbone: str, said: str) -> No
         ("my_package.my_net:tuple_of", {}, r"returned a tuple: return a torch\.nn\.Module"),
         ("my_package.my_net:map_of", {}, "gives no pooled features"),
         ("my_package.my_net:fails", {}, r"fails\(pretrained=False\) failed \(KeyError: 'key'\)"),
+        ("my_package.my_net:ends", {}, r"ends\(pretrained=False\) failed \(SystemExit: 0\)"),
         ("my_package.my_net:build", {"depth": 3}, r"build\(pretrained=False, depth=3\) failed \(TypeError"),
     ],
 )

@@ -95,6 +95,8 @@ NONSENSE = {
     "def score(targets, scores): return targets[10_000]": "it failed on 60 rows, 15 of them positive (IndexError",
     "def score(targets, scores): return -((scores - targets) ** 2).mean()": "on another scale",
     "import random\ndef score(targets, scores): return targets @ scores + random.random() / 9": "draw random",
+    "def score(targets, scores): raise SystemExit(0)": "it failed on 60 rows, 15 of them positive (SystemExit",
+    "raise SystemExit": "cannot be imported (SystemExit",
     "import not_installed": "there is no module 'not_installed'",
     "x = 1 / 0": "cannot be imported (ZeroDivisionError",
     IN_PATIENTS: "it takes groups, which a blend has not",

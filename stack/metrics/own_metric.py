@@ -141,7 +141,7 @@ def _module(name: str) -> Any:
         raise ConfigError(
             f"objective {name}: there is no module {error.name!r}: put {module.replace('.', '/')}.py beside the config"
         ) from error
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(f"objective {name}: {module} cannot be imported ({_told(error)}): correct it") from error
 
 
@@ -158,7 +158,7 @@ def _called(
         given.append(np.array(groups))
     try:
         value = function(*given)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(
             f"objective {name}: it failed on {len(given[0]):,} rows, {int(given[0].sum()):,} of them positive "
             f"({_told(error)}): correct it; it must work for any rows of both classes"
@@ -196,5 +196,5 @@ def _try(value_of: Callable[..., float], name: str) -> None:
         )
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
