@@ -176,8 +176,8 @@ def _log_odds(pipeline: Pipeline, X: pd.DataFrame, smoothing: float) -> NDArray[
         ) from error
     if not np.isfinite(p).all():
         raise TabularError(
-            f"{_described(pipeline)} has no probability for {int((~np.isfinite(p)).sum()):,} of {len(p):,} rows: change "
-            "`params`, or take another classifier"
+            f"{_described(pipeline)} has no probability for {int((~np.isfinite(p)).sum()):,} of {len(p):,} rows: "
+            "change `params`, or take another classifier"
         )
     odds: NDArray[np.float64] = logit(smoothing + (1 - 2 * smoothing) * p)
     return odds
