@@ -132,7 +132,8 @@ def fold_findings(experiment: Experiment) -> list[Finding]:
 def empty_column_findings(experiment: Experiment) -> list[Finding]:
     """Warns of columns that models use and that have no value in any training row, such as a derived one of 0 / 0."""
     table, used = experiment.table, metadata_of_models(experiment.config, experiment.table.columns)
-    shown = {name: name for name in ("age", "sex", "site") if name in experiment.config.data.columns.roles}
+    roles = experiment.config.data.columns.roles
+    shown: dict[str, str] = {name: name for name in ("age", "sex", "site") if name in roles}
     shown |= table.columns.shown
     empty = [name for name in shown if name in used and table.train[name].isna().all()]
     if not empty:
