@@ -360,18 +360,13 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
     for warning in missing_code_warnings(parts, experiment.table.columns):
         out.warn(warning)
-    for note in experiment.table.target_notes:
+    for note in experiment.table.notes:
         out.warn(note)
     for line in described_choices(experiment.table.columns):
         out.say(line)
     for line in number_warnings(experiment.table.columns):
         out.warn(line)
-    if not experiment.table.groups_known:
-        out.warn(
-            "no column data.columns.group: each row is a group of its own. If several rows show one patient or lesion, "
-            "they may be in different folds, and every score is then higher than on new patients"
-        )
-    elif not experiment.table.test_groups_known:
+    if experiment.table.groups_known and not experiment.table.test_groups_known:
         out.warn(
             f"{experiment.config.data.test} has no column {experiment.config.data.columns.group!r}: each test row is a "
             "group of its own. No feature uses groups of test rows, but groups in both train and test cannot be found"

@@ -64,6 +64,15 @@ class Table:
         """Number of groups that have rows in both train and test."""
         return len(set(self.train["group"]) & set(self.test["group"])) if self.test_groups_known else 0
 
+    @property
+    def notes(self) -> list[str]:
+        """What every command that shows the experiment says of how the rows were read."""
+        without = (
+            "no column data.columns.group: each row is a group of its own. If several rows show one patient or lesion, "
+            "they may be in different folds, and every score is then higher than on new patients"
+        )
+        return [*self.target_notes, *([] if self.groups_known else [without])]
+
 
 def read_table(
     train_csv: Path,

@@ -123,10 +123,11 @@ def test_target_words_missing_codes_and_no_group_work_to_the_submission(
     submission = pd.read_csv(experiment.folder / "submission.csv")
     assert list(submission) == ["isic", "malignant"]
     assert submission["malignant"].notna().all()
-    assert run_cli("stack", "-c", str(config)) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "each row is a group of its own" in said
-    assert "target 'malignnat' (1 row) counts as negative, but looks like 'malignant'" in said
+    for command in (["stack"], ["plan", "--no-measure"], ["eda"], ["audit", "--no-pictures"]):
+        assert run_cli(*command, "-c", str(config)) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert said.count("each row is a group of its own") == 1, command
+        assert said.count("target 'malignnat' (1 row) counts as negative, but looks like 'malignant'") == 1, command
 
 
 def test_folds_of_a_file_are_used_and_a_file_that_lacks_ids_is_named(tmp_path: Path) -> None:

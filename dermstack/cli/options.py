@@ -73,7 +73,7 @@ def with_by_source(config: Path, overrides: list[str] | None, by_source: bool) -
 def open_for_command(
     config: Path, overrides: list[str] | None, quiet: bool, *, introduced: bool = True
 ) -> tuple[Experiment, Out]:
-    """Returns the experiment of a config and the command's output; with ``introduced``, prints an overview first."""
+    """Returns the experiment of a config and the command's output; prints an overview first, or its notes alone."""
     from stack.config import read_config
     from stack.console import Out
     from stack.experiment import open_experiment, print_overview
@@ -83,6 +83,9 @@ def open_for_command(
     experiment = open_experiment(read_config(config, given), config, out, overrides=given)
     if introduced:
         print_overview(experiment, out)
+    else:
+        for note in experiment.table.notes:
+            out.warn(note)
     return experiment, out
 
 
