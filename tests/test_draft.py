@@ -118,6 +118,24 @@ def test_a_role_that_test_rows_lack_is_asked_about_and_not_used(tmp_path: Path) 
     assert "# question (age): 'age' is only in the training table" in (tmp_path / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    "name", ["pid", "PID", "patientid", "Patient #", "pat_id", "PtID", "subjectid", "MRN", "lesionid", "Person Nr."]
+)
+def test_short_and_joined_names_of_patients_are_groups(tmp_path: Path, name: str) -> None:
+    frame = write_table(tmp_path).rename(columns={"patient_id": name})
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    assert drafted(tmp_path)["data"]["columns"]["group"] == name
+
+
+def test_a_repeated_key_of_another_name_is_asked_about(tmp_path: Path) -> None:
+    frame = write_table(tmp_path).rename(columns={"patient_id": "study_code"}).assign(pid=range(120))
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    assert "group" not in drafted(tmp_path)["data"]["columns"]
+    assert "every score is too good. Is it 'study_code'?" in " ".join(
+        (tmp_path / "config.yaml").read_text().replace("#", "").split()
+    )
+
+
 def test_test_rows_without_groups_get_no_features_of_groups(tmp_path: Path) -> None:
     frame = write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
     test = frame.drop(columns=["target", "patient_id"]).assign(image=lambda f: "t" + f["image"])

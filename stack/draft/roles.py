@@ -55,6 +55,8 @@ NO_GROUP = (
     "no column of patients or lesions was found, so each row is its own group. If several rows show one patient, name "
     "that column as `group`: otherwise every score is too good"
 )
+_OF_KEYS = {"id", "name", "number", "nr", "no", "code", "key"}  # words of a column that names what its other words say
+_SHORT_PATIENTS = {"pid", "patid", "patno", "patnr", "ptid", "ptno", "subjid", "subid", "mrn"}
 
 
 @dataclass(frozen=True)
@@ -233,9 +235,11 @@ def _group(
     for words in (("patient", "subject", "person", "participant", "individual"), ("lesion",), ("group", "case")):
         for name in free:
             parts = name_words(name)
-            if not set(parts) & set(words) or not (
-                len(parts) == 1 or {"id", "name", "number", "nr", "no", "code", "key"} & set(parts)
-            ):
+            is_named = set(parts) & set(words) and (len(parts) == 1 or _OF_KEYS & set(parts))
+            joined = "".join(parts)
+            is_joined = joined in {word + key for word in words for key in _OF_KEYS}  # patientid
+            is_short = words[0] == "patient" and joined in _SHORT_PATIENTS and train[name].nunique() < len(train)
+            if not (is_named or is_joined or is_short):
                 continue
             values = train[name].str.strip()
             empty = int(values.str.lower().isin(SENTINELS).sum())
@@ -254,7 +258,10 @@ def _group(
                 if words[0] == "group":
                     questions.append(("data.columns.group", f"are the rows of one {name!r} of one patient?"))
                 return name
-    questions.append(("data.columns.group", NO_GROUP))
+    keys = {name: known(train[name]) for name in free if _OF_KEYS & set(name_words(name))}
+    asked = [name for name, values in keys.items() if len(train) / 20 <= values.nunique() < len(values)]
+    also = f". Is it {' or '.join(map(repr, asked[:3]))}?" if asked else ""
+    questions.append(("data.columns.group", NO_GROUP + also))
     return None
 
 
