@@ -241,7 +241,7 @@ def test_a_category_that_only_test_rows_have_is_counted(
     config = small_config(data, tmp_path, image_models=models, stackers=STACKERS[1:])
     assert run_cli("oof", "-c", str(config), "-q") == 0
     assert run_cli("stack", "--no-report", "-c", str(config)) == 0
-    assert "site 'moon' in 7 rows" in capsys.readouterr().out
+    assert "site 'moon' (7)" in capsys.readouterr().out
 
 
 def test_a_lone_image_is_judged_without_its_group(experiment: Experiment, predictions: Predictions) -> None:
