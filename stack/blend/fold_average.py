@@ -63,7 +63,7 @@ def calibrate_average(single: Calibrator, scores: Floats) -> AverageCalibration:
     """
     rows = scores.shape[1]
     if rows < MIN_ROWS:
-        return AverageCalibration(single, rows, f"{rows:,} test rows, fewer than {MIN_ROWS}")
+        return AverageCalibration(single, rows, f"{rows:,} test predictions, fewer than {MIN_ROWS}")
     if not np.ptp(scores, axis=0).any():
         return AverageCalibration(single, rows, "no run has predictions of each fold net for test rows")
     each, average = clipped_logit(scores, _SCORE_LIMITS), average_scores(scores)
