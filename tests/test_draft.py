@@ -131,7 +131,7 @@ def test_a_repeated_key_of_another_name_is_asked_about(tmp_path: Path) -> None:
     frame = write_table(tmp_path).rename(columns={"patient_id": "study_code"}).assign(pid=range(120))
     frame.to_csv(tmp_path / "train.csv", index=False)
     assert "group" not in drafted(tmp_path)["data"]["columns"]
-    assert "every score is too good. Is it 'study_code'?" in " ".join(
+    assert "do rows with one value of 'study_code' show one patient?" in " ".join(
         (tmp_path / "config.yaml").read_text().replace("#", "").split()
     )
 

@@ -291,6 +291,11 @@ def test_without_patients_it_says_so(world: World) -> None:
     found = world.examine()
     assert words(found) == ["warning: labels: each row is a group of its own"]
     assert not found.has_groups
+    world.labels.rename(columns={"patient_id": "study_code"}).to_csv(world.path, index=False)
+    asked = [one.finding for one in world.examine().findings if one.finding.severity == "note"]
+    assert [(one.evidence, one.remedy) for one in asked] == [
+        ("do rows with one value of 'study_code' show one patient?", "name the column with --group")
+    ]
 
 
 def test_a_word_that_may_be_positive_is_asked_for_with_a_step_that_decides_it(world: World) -> None:

@@ -260,8 +260,11 @@ def _group(
                 return name
     keys = {name: known(train[name]) for name in free if _OF_KEYS & set(name_words(name))}
     asked = [name for name, values in keys.items() if len(train) / 20 <= values.nunique() < len(values)]
-    also = f". Is it {' or '.join(map(repr, asked[:3]))}?" if asked else ""
-    questions.append(("data.columns.group", NO_GROUP + also))
+    questions.append(("data.columns.group", NO_GROUP))
+    if asked:
+        questions.append(
+            ("data.columns.group", f"do rows with one value of {' or '.join(map(repr, asked[:3]))} show one patient?")
+        )
     return None
 
 
