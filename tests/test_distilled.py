@@ -118,7 +118,11 @@ def test_the_small_net_predicts_alone_what_it_predicted_for_the_test_rows(
         assert f'id="{name}"' not in page
     assert rows_out_of_range(ensemble.bundle, pd.DataFrame({"age": [700.0, 800.0]})) == []
     labels = ["--images", str(small_data / "images"), "--labels", str(small_data / "train.csv")]
-    assert run_cli("evaluate", "--bundle", str(bundle), *labels, "--out", str(tmp_path / "found"), "-q") == 0
+    capsys.readouterr()
+    assert run_cli("evaluate", "--bundle", str(bundle), *labels, "--out", str(tmp_path / "found")) == 0
+    said = capsys.readouterr().out
+    assert "expected from training (out-of-fold)" in " ".join(said.split())
+    assert "nested" not in said
     settings = yaml.safe_load(path.read_text())
     settings["blend"]["trials"] = 6
     path.write_text(yaml.safe_dump(settings))

@@ -149,6 +149,11 @@ class Bundle:
         return "unit" if self.unit_columns else "image"
 
     @property
+    def estimate(self) -> str:
+        """How the training estimate was made, in a word: of a net alone nothing is chosen, so its folds are enough."""
+        return "out-of-fold" if "distilled" in self.manifest else "nested"
+
+    @property
     def id_column(self) -> str:
         """Name of the id column of a submission without a sample."""
         per = self.predict_per

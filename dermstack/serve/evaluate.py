@@ -188,6 +188,8 @@ def evaluate_to_files(
         del content["review"]
     if found.unit == "image":  # as before there were units
         del content["unit"]
+    if found.estimate == "nested":
+        del content["estimate"]
     _write(json.dumps(content, indent=1, ensure_ascii=False) + "\n", folder / "evaluation.json")
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = evaluation_html(found, y_there, made["score"].to_numpy(np.float64), created=created)
@@ -218,7 +220,7 @@ def _validated(
         notes=notes, lacking=lacking, cost=cost, further=further, noise=local_noise(bundle),
     )  # fmt: skip
     review = check_review(bundle, made, y, frame, lacking=lacking, further=further)
-    return replace(found, review=review, unit=bundle.unit)
+    return replace(found, review=review, unit=bundle.unit, estimate=bundle.estimate)
 
 
 def show_validation(found: Validation, out: Out) -> None:
@@ -226,7 +228,8 @@ def show_validation(found: Validation, out: Out) -> None:
     here, expected = found.found, found.promise.measures
     out.say(
         f"{found.experiment}: AUC {here.auc} on {here.rows:,} {found.unit}s of {here.groups:,} groups, "
-        f"{here.positives:,} positive ({here.prevalence.value:.2%}); expected from training (nested): {expected.auc}"
+        f"{here.positives:,} positive ({here.prevalence.value:.2%}); expected from training ({found.estimate}): "
+        f"{expected.auc}"
     )
     out.say(f"{found.experiment}: {found.summary}")
     number = found.expected_positives
@@ -246,7 +249,7 @@ def show_validation(found: Validation, out: Out) -> None:
     columns = ["quantity", "expected", "found", "difference", "noise", "verdict"]
     out.table(
         pd.DataFrame(compared, columns=columns),
-        "Comparison with the values expected from training (nested)",
+        f"Comparison with the values expected from training ({found.estimate})",
     )
     points = [
         [

@@ -159,8 +159,9 @@ def _digest(content: bytes) -> str:
 
 
 _ATTACH = """# {experiment}: predictions without network
-{objective} {value:.4f} [{low:.4f}, {high:.4f}] nested, on {rows:,} training {what}. Attach as one data set or several:
-the bundle `{bundle}` (a folder or a zip), `{wheels}`, and the wheels listed in it, which says how to download them."""
+{objective} {value:.4f} [{low:.4f}, {high:.4f}] {estimate}, on {rows:,} training {what}. Attach as one data set or
+several: the bundle `{bundle}` (a folder or a zip), `{wheels}`, and the wheels listed in it, which says how to download
+them."""
 
 _PATHS = """import os
 from pathlib import Path
@@ -258,7 +259,7 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
     title = _ATTACH.format(
         experiment=manifest["experiment"], objective=bundle.objective, bundle=_stem(target), wheels=wheels.name,
         value=headline["value"], low=headline["low"], high=headline["high"], rows=manifest["training"]["rows"],
-        what="units" if bundle.unit_columns else "rows",
+        what="units" if bundle.unit_columns else "rows", estimate=bundle.estimate,
     )  # fmt: skip
     cells = [
         ("markdown", title),

@@ -420,7 +420,7 @@ def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
         trained_on, units = "units", f", one prediction for {bundle.per_text}: {rows.frame[UNIT].nunique():,} units"
     out.say(
         f"{manifest['experiment']}: {bundle.objective} {headline['value']:.4f} [{headline['low']:.4f}, "
-        f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training {trained_on}; "
+        f"{headline['high']:.4f}] {bundle.estimate} on {manifest['training']['rows']:,} training {trained_on}; "
         f"{len(rows.frame):,} images of {rows.frame['group'].nunique():,} groups to predict{units}"
     )
     about = filter(None, (bundle.selection_note, local_note(bundle)))

@@ -110,6 +110,7 @@ class Validation:
     gaps: tuple[dict[str, Any], ...] = ()  # the columns of `stack.metrics.gaps.Gaps.table`, at thresholds of training
     gaps_critical: float = math.nan  # standard errors of their simultaneous intervals
     unit: str = "image"  # what a row is: an image, or a unit of several
+    estimate: str = "nested"  # how the training estimate was made
 
     @property
     def apart(self) -> list[str]:
