@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stack.column_names import LESIONS, PATIENTS, is_short_for_patients, names_keys_of
 from stack.columns import (
     KINDS,
     NOT_ASKED,
@@ -168,6 +169,11 @@ def _automatic(
         return left_out("only the training table has it, so rows to predict lack it")
     if test is not None and list(test.columns).count(column) > 1:
         return left_out("several columns of the test table have this name")
+    if names_keys_of(column, (*PATIENTS, *LESIONS)) or is_short_for_patients(column):
+        return left_out(
+            "by its name it holds keys of patients or lesions: name it as columns.group, or, if it is a feature, as "
+            "columns.categorical"
+        )
     cells = known_cells(train[column], column, rules.missing)
     known = cells.notna().to_numpy()
     distinct = cells[known].nunique()

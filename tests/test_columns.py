@@ -115,6 +115,15 @@ def test_auto_takes_numbers_and_words_and_says_why_it_left_the_others_out(tmp_pa
     assert "only_train" in said
 
 
+@pytest.mark.parametrize("name", ["patient_id", "PatientID", "patientid", "MRN", "lesion_code"])
+def test_auto_takes_no_keys_of_patients_and_a_name_in_the_config_does(tmp_path: Path, name: str) -> None:
+    train = _frame().assign(**{name: [f"P{row // 4}" for row in range(len(_frame()))]})
+    (choice,) = [one for one in _read(tmp_path, train, categorical="auto").columns.choices if one.column == name]
+    assert choice.kind is None
+    assert choice.reason.startswith("by its name it holds keys of patients or lesions")
+    assert _kinds(_read(tmp_path, train, categorical=(name,)))[name] == "categorical"
+
+
 def test_auto_for_one_kind_takes_no_column_of_the_other(tmp_path: Path) -> None:
     kinds = _kinds(_read(tmp_path, _frame(), numeric="auto"))
     assert kinds == {"diameter": "numeric", "colour": None}

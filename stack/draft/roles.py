@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dermstack.listing import first_of
+from stack.column_names import KEYS, LESIONS, PATIENTS, is_short_for_patients, name_words, names_keys_of, snake
 from stack.keys import MISSING_KEYS
 from stack.missing_codes import MAX_AGE
 from stack.table_checks import SENTINELS
@@ -55,8 +56,6 @@ NO_GROUP = (
     "no column of patients or lesions was found, so each row is its own group. If several rows show one patient, name "
     "that column as `group`: otherwise every score is too good"
 )
-_OF_KEYS = {"id", "name", "number", "nr", "no", "code", "key"}  # words of a column that names what its other words say
-_SHORT_PATIENTS = {"pid", "patid", "patno", "patnr", "ptid", "ptno", "subjid", "subid", "mrn"}
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,6 @@ class Roles:
     columns: Mapping[str, str]  # csv name by role
     missing: Mapping[str, tuple[str | float, ...]]  # codes, by csv name
     questions: tuple[tuple[str, str], ...]  # (key of the config, question)
-
-
-def name_words(name: str) -> list[str]:
-    """Returns the words of a column's or file's name in lower case: `PatientID` and `patient_id` are patient, id."""
-    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
-    return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
-
-
-def snake(name: str) -> str:
-    """Returns a name in lower case with its words joined by `_`."""
-    return "_".join(name_words(name))
 
 
 def known(values: pd.Series) -> pd.Series:
@@ -232,14 +220,10 @@ def _group(
     train: pd.DataFrame, test: pd.DataFrame | None, free: Sequence[str], questions: list[tuple[str, str]]
 ) -> str | None:
     """Returns the column of patients, or else of lesions."""
-    for words in (("patient", "subject", "person", "participant", "individual"), ("lesion",), ("group", "case")):
+    for words in (PATIENTS, LESIONS, ("group", "case")):
         for name in free:
-            parts = name_words(name)
-            is_named = set(parts) & set(words) and (len(parts) == 1 or _OF_KEYS & set(parts))
-            joined = "".join(parts)
-            is_joined = joined in {word + key for word in words for key in _OF_KEYS}  # patientid
-            is_short = words[0] == "patient" and joined in _SHORT_PATIENTS and train[name].nunique() < len(train)
-            if not (is_named or is_joined or is_short):
+            is_short = words == PATIENTS and is_short_for_patients(name) and train[name].nunique() < len(train)
+            if not (names_keys_of(name, words) or is_short):
                 continue
             values = train[name].str.strip()
             empty = int(values.str.lower().isin(SENTINELS).sum())
@@ -258,7 +242,7 @@ def _group(
                 if words[0] == "group":
                     questions.append(("data.columns.group", f"are the rows of one {name!r} of one patient?"))
                 return name
-    keys = {name: known(train[name]) for name in free if _OF_KEYS & set(name_words(name))}
+    keys = {name: known(train[name]) for name in free if KEYS & set(name_words(name))}
     asked = [name for name, values in keys.items() if len(train) / 20 <= values.nunique() < len(values)]
     questions.append(("data.columns.group", NO_GROUP))
     if asked:

@@ -11,7 +11,8 @@ import pandas as pd
 from dermstack.errors import DataError
 from image_models.io.folders import walk_files
 from stack.cells import read_cells
-from stack.draft.roles import Label, id_columns, label_columns, name_words
+from stack.column_names import name_words
+from stack.draft.roles import Label, id_columns, label_columns
 
 SUFFIXES = (".csv", ".parquet", ".pq")
 MAX_TABLES = 200  # tables of one folder that are read

@@ -15,7 +15,7 @@ from scipy.special import expit
 from dermstack.errors import DataError
 from stack.array_ids import is_array
 from stack.cells import UNNAMED_INDEX, as_text
-from stack.draft.roles import name_words, snake
+from stack.column_names import name_words, snake
 from stack.draft.tables import PREDICTION_WORDS
 from stack.import_folds import check_nets
 from stack.import_oof import ROUNDING_TOLERANCE, Source, to_logit
