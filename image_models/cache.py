@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import ImageError
 from dermstack.files import atomic_write
-from dermstack.parquet import FRAME_ERRORS, check_text
+from dermstack.parquet import FRAME_ERRORS, read_parquet
 from image_models.io.contents import UNKNOWN
 from image_models.io.decode import DECODER_VERSION
 from image_models.io.readers import Source, with_contents
@@ -186,8 +186,7 @@ def table_bytes(frame: pd.DataFrame) -> bytes:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    frame = pd.read_parquet(path)
-    check_text(frame)
+    frame = read_parquet(path)
     if frame.attrs.pop("crc", None) not in (None, _crc(frame)):  # None: written by an earlier dermstack
         raise ValueError("its checksum does not match")
     return frame

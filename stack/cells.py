@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermstack.errors import DataError
-from dermstack.parquet import FRAME_ERRORS, check_text
+from dermstack.parquet import FRAME_ERRORS, read_parquet
 from stack.csv_plain import COMPRESSION_ERRORS, read_plain_csv
 from stack.csv_rows import check_rows
 
@@ -211,8 +211,7 @@ def _read_parquet(path: Path, *, may_be_empty: bool) -> pd.DataFrame:
             raise DataError(
                 f"{path}: it has {found:,} columns, a table has at most {MAX_CSV_COLUMNS:,}: check the file"
             )
-        frame = pd.read_parquet(path)
-        check_text(frame)
+        frame = read_parquet(path)
         index, frame = frame.index, frame.reset_index(drop=True)
         # An index of numbers without a name is what a selection of rows leaves behind; any other may be the ids.
         if index.nlevels > 1 or index.name is not None or not pd.api.types.is_numeric_dtype(index.dtype):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import StoreError
-from dermstack.parquet import FRAME_ERRORS, check_text
+from dermstack.parquet import FRAME_ERRORS, read_parquet
 from image_models.locks import LOCK_FILE as LOCK_FILE
 from image_models.locks import locked as locked
 from stack.json_files import atomic as atomic
@@ -70,8 +70,7 @@ class Run:
             return self.held[name]
         path = self.verified_path(f"{name}.parquet")
         try:
-            frame = pd.read_parquet(path)
-            check_text(frame)
+            frame = read_parquet(path)
         except FRAME_ERRORS as error:
             raise StoreError(
                 f"{path} is not a readable parquet file ({_short(error)}): {_remedy(path.parent)}"
@@ -244,8 +243,7 @@ def read_frame(path: Path, *, remedy: str) -> pd.DataFrame:
     Files of dermstack 0.1 have no checksums and are read without that check.
     """
     try:
-        frame = pd.read_parquet(path, page_checksum_verification=True)
-        check_text(frame)
+        frame = read_parquet(path, verify=True)
     except FRAME_ERRORS as error:
         raise StoreError(f"{path} is damaged ({_short(error)}): remove it and run `{remedy}`") from error
     frame.attrs.clear()  # of dermstack 0.1: a digest

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dermstack.errors import ImageError
+from dermstack.memory import limited_memory
 from image_models.io.decode import MAX_ENCODED_BYTES
 
 if TYPE_CHECKING:
@@ -25,29 +23,10 @@ def open_hdf5(path: Path) -> h5py.File:
     import h5py
 
     try:
-        with _little_memory():
+        with limited_memory(MAX_OPEN_BYTES):
             return h5py.File(path, "r")
     except (OSError, RuntimeError, LookupError, ValueError, MemoryError) as error:
         raise ImageError(f"{path}: not a readable HDF5 file ({error}): download or write it again") from error
-
-
-@contextmanager
-def _little_memory() -> Iterator[None]:
-    """Limits what this process may take in addition to what it has; does nothing on systems other than Linux."""
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + MAX_OPEN_BYTES
-    if soft == resource.RLIM_INFINITY or limit < soft:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
