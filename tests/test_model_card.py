@@ -95,7 +95,8 @@ def test_its_numbers_are_those_of_the_rows(card: str, finished: tuple[Experiment
     for run in runs.to_dict("records"):
         weight = blend.meta["weights"][run["run"]]
         value = f"{run['auc']:.4f} ({run['low']:.4f} to {run['high']:.4f})"
-        assert found[f"`{run['run']}`"][:4] == [run["kind"], str(run["level"]), f"{weight:.3f}", value]
+        kind = "logistic stacker" if run["kind"] == "logistic" else run["kind"]
+        assert found[f"`{run['run']}`"][:4] == [kind, str(run["level"]), f"{weight:.3f}", value]
     ones = (truth["group"].value_counts() == 1).sum()
     assert f"{ones} of {truth['group'].nunique()} groups have a single image" in card
 

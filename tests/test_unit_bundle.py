@@ -210,7 +210,9 @@ def test_evaluate_counts_units(
 @pytest.mark.slow
 def test_recalibrate_by_labels_moves_the_risks_of_units(made: Made, small_data: Path, tmp_path: Path) -> None:
     train = made.table("train")
-    labels = train.assign(target=np.where(train["side"] == "R", "1", train["target"]))  # far more than in training
+    risk = predict(made, small_data / "images", train, tmp_path / "p").set_index("id")["p_calibrated"]
+    positive = (risk.rank(pct=True) > 0.5) ^ (np.arange(len(risk)) % 4 == 0)  # far more than in training, by risk
+    labels = train.assign(target=np.where(positive.loc[unit_of(train)], "1", "0"))
     labels.to_csv(tmp_path / "labels.csv", index=False)
     assert run_cli(
         "recalibrate", "--bundle", str(made.folder / "units.zip"), "--images", str(small_data / "images"), "--labels",
