@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import expit, logit, softmax
-from scipy.stats import rankdata
 
 from dermstack.threads import limit_threads
 from stack.blend.calibration import fit_beta
 from stack.metrics.scores import Bools, Floats, log_loss
+from stack.ranks import mid_ranks
 
 # Ridge penalties that are weighed against each other, on columns of spread 1 and the summed log likelihood. The weakest
 # is scikit-learn's C = 1; under the strongest, coefficients differ by about 0.01.
@@ -62,7 +62,7 @@ def logit_share(y: ArrayLike, *, by_rank: Floats, by_logit: Floats) -> float:
         return float(expit(_order_likelihood(by_logit, y) - _order_likelihood(by_rank, y) - RANKS_FIRST))
 
 
-def line(score: Floats, y: ArrayLike) -> tuple[float, float]:
+def fit_line(score: Floats, y: ArrayLike) -> tuple[float, float]:
     """Returns slope, at least 0, and intercept of a logistic regression of targets `y` (n,) on a score (n,)."""
     positive = np.asarray(y) == 1
     with limit_threads(1):
@@ -76,7 +76,7 @@ def _order_likelihood(score: Floats, y: ArrayLike) -> float:
     Beta calibration of the ranks gives the probabilities, so that a score is not preferred for being nearer to linear
     in the log odds.
     """
-    rank = (rankdata(score) - 0.5) / len(score)
+    rank = mid_ranks(score)
     return -len(score) * log_loss(y, fit_beta(rank, y)(rank))
 
 

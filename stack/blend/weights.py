@@ -12,7 +12,7 @@ import optuna
 from scipy.special import expit
 
 from stack.blend.columns import TRANSFORMS, Weighting
-from stack.blend.logistic import line, logistic_weights, logit_share
+from stack.blend.logistic import fit_line, logistic_weights, logit_share
 from stack.blend.search import best_weighting, search_trials
 from stack.blend.selection import hill_climb, select_backward, select_forward
 from stack.blend.transformed import TransformedRuns
@@ -153,7 +153,7 @@ class WeightFits:
         weighting = replace(
             Weighting.of(("rank",) * self.columns.runs, weights), logit_shares=tuple(map(float, shares))
         )
-        slope, intercept = line(self.columns.total(weighting, standard=True), self.positive)
+        slope, intercept = fit_line(self.columns.total(weighting, standard=True), self.positive)
         return Fitted(weighting, slope, intercept)
 
     @property

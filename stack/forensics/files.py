@@ -20,9 +20,8 @@ from stack.draft.tables import PREDICTION_WORDS
 from stack.import_folds import check_nets
 from stack.import_oof import ROUNDING_TOLERANCE, Source, to_logit
 from stack.keys import contained, keys_as_in, positions_of
-from stack.metrics.intervals import midranks
 from stack.prediction_files import MAX_FOLDS, Files, ImportedColumns, read_parts, read_predictions_file, read_wide_file
-from stack.ranks import AVERAGED
+from stack.ranks import AVERAGED, mid_ranks
 from stack.run_views import Scores
 from stack.store import prediction_frame
 
@@ -247,7 +246,7 @@ def _as_probabilities(values: pd.Series) -> tuple[pd.Series, Scale]:
         return values / 100, "percentages"  # logits are below 0 for most rows of a rare class
     if not whole_ranks and np.abs(numbers).max() <= _MAX_LOGIT:
         return pd.Series(np.asarray(expit(numbers), np.float64)), "logits"
-    return pd.Series((midranks(numbers) - 0.5) / len(numbers)), "ranks"
+    return pd.Series(mid_ranks(numbers)), "ranks"
 
 
 def _every_net(source: Source, columns: ImportedColumns, ids: pd.Series, files: Files) -> pd.DataFrame | None:
