@@ -130,15 +130,8 @@ def _doubts_of_test(one: RunFacts) -> list[Doubt]:
         return []
     if one.is_test_constant and one.test_rows >= MIN_CONSTANT:
         what, evidence = "all test predictions are equal", f"one value in {one.test_rows:,} predictions"
-        return [
-            Doubt(
-                (one.name,),
-                "error",
-                what,
-                evidence,
-                _next_step(one, "give the file of test predictions, not the sample"),
-            )
-        ]
+        remedy = _next_step(one, "give the file of test predictions, not the sample")
+        return [Doubt((one.name,), "error", what, evidence, remedy)]
     found = []
     shifted = one.nets[(one.nets["distance"] > one.nets["limit"])]
     stretched = one.nets[(one.nets["spread"] > SPREAD_RATIO) | (one.nets["spread"] < 1 / SPREAD_RATIO)]

@@ -75,9 +75,7 @@ def open_labels(
     if group is not None:
         found = {role: name for role, name in found.items() if name != group} | {"group": group}
     questions = [
-        (key, question)
-        for key, question in roles.questions
-        if not question.startswith(NO_GROUP) and (key != GROUP or group is None)
+        (key, question) for key, question in roles.questions if question != NO_GROUP and (key != GROUP or group is None)
     ]
     if label.question:
         questions.append((TARGET, label.question))
