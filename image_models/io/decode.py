@@ -33,7 +33,8 @@ _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _WHITE_IS_ZERO = 262, 258, 0  # tags of a TIFF, and the value for a negative
-_PLANES, _APART, _SAMPLE_FORMAT, _SIGNED = 284, 2, 339, 2  # tags, and the values for apart channels and signed numbers
+_CHANNELS, _PLANES, _APART = 277, 284, 2  # tags, and the value for channels that are stored apart
+_SAMPLE_FORMAT, _SIGNED = 339, 2  # tag, and the value for signed numbers
 _PAGE_KIND, _COPY_OR_MASK = 254, 0b101  # tag of a page of a TIFF, and its bits for a reduced copy and for a mask
 _MAX_PAGES = 64  # of a TIFF that are looked at; a pyramid has about ten
 _ADVICE = "restore the file or drop its row from the csv"
@@ -218,7 +219,12 @@ def _check_samples(
     Pillow reads channels that are stored apart as of 8 bits where they are not compressed, and OpenCV in another order;
     signed numbers of 8 bits become unsigned ones.
     """
-    if depth > 8 and tags.get(_PLANES) == _APART and tags.get(277, 1) > 1 and (is_raw or bits_stored not in (0, 16)):
+    if (
+        depth > 8
+        and tags.get(_PLANES) == _APART
+        and tags.get(_CHANNELS, 1) > 1
+        and (is_raw or bits_stored not in (0, 16))
+    ):
         raise ImageError(
             f"{name}: a TIFF with channels of {depth} bits that are stored apart (PlanarConfiguration 2), which cannot "
             "be read: save it with interleaved channels"
