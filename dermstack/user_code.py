@@ -14,6 +14,10 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
+# What a user's code may raise, of which a message tells: anything but Ctrl-C. `sys.exit()` in it must not end a command
+# as if it had succeeded.
+USER_ERRORS = (Exception, SystemExit)
+
 
 class _FromSource(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:

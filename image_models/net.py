@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from dermstack.errors import ImageError
 from dermstack.files import apply_umask, atomic_write
+from dermstack.user_code import USER_ERRORS
 from image_models.losses import risk_logit
 from image_models.own_backbone import build_own_backbone, find_builder
 from image_models.settings import is_own_backbone
@@ -282,7 +283,7 @@ def _count_features(body: nn.Module, backbone: str, timm_args: Mapping[str, Any]
     try:
         with torch.no_grad():
             z = body.eval()(torch.zeros(1, 3, size, size))
-    except (Exception, SystemExit) as error:
+    except USER_ERRORS as error:
         # A transformer of fixed size asserts it; a user's own code may raise anything.
         if not is_own_backbone(backbone) and not isinstance(error, _SIZE_ERRORS):
             raise

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dermstack.errors import ImageError
-from dermstack.user_code import import_user_module
+from dermstack.user_code import USER_ERRORS, import_user_module
 
 _FORM = "write it as package.module:function"
 _CODE: dict[str, str] = {}  # fingerprint of the code that this process has imported, by backbone
@@ -50,7 +50,7 @@ def build_own_backbone(backbone: str, arguments: Mapping[str, Any], *, pretraine
     called = f"{backbone.partition(':')[2]}({given})"
     try:
         body = builder(pretrained=pretrained, **arguments)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except USER_ERRORS as error:
         raise ImageError(
             f"backbone {backbone}: {called} failed ({type(error).__name__}: {_short(error)}): correct the function, "
             "which takes `pretrained` and the keys of timm_args"
@@ -99,7 +99,7 @@ def _module(backbone: str) -> ModuleType:
         raise ImageError(
             f"backbone {backbone}: {name} imports {error.name!r}, which is not installed: install it"
         ) from error
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except USER_ERRORS as error:
         raise ImageError(
             f"backbone {backbone}: {name} cannot be imported ({type(error).__name__}: {_short(error)}): correct it"
         ) from error

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError
-from dermstack.user_code import load_user_file
+from dermstack.user_code import USER_ERRORS, load_user_file
 from stack.columns import RESERVED
 from stack.table import TRAIN_ONLY, Table
 
@@ -64,7 +64,7 @@ def _load(path: Path) -> Callable[[pd.DataFrame], object]:
         raise ConfigError(f"features.python {path}: no such file: correct the path, or remove the key")
     try:
         module = load_user_file("dermstack_python_features", path)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except USER_ERRORS as error:
         raise ConfigError(
             f"features.python {path}: it cannot be imported ({_told(error, path)}): correct it"
         ) from error
@@ -88,7 +88,7 @@ def _computed(function: Callable[[pd.DataFrame], object], path: Path, rows: pd.D
     where = f"features.python {path}"
     try:
         made = function(rows.copy())
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except USER_ERRORS as error:
         raise ConfigError(
             f"{where}: {FUNCTION} failed on {len(rows):,} rows of {rows['group'].nunique():,} groups "
             f"({_told(error, path)}): correct it; it must work for any groups, also for a single row"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError
-from dermstack.user_code import import_user_module
+from dermstack.user_code import USER_ERRORS, import_user_module
 
 _GIVEN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NAMED = re.compile(_GIVEN.pattern + r"#[0-9a-f]{12}")
@@ -141,7 +141,7 @@ def _module(name: str) -> Any:
         raise ConfigError(
             f"objective {name}: there is no module {error.name!r}: put {module.replace('.', '/')}.py beside the config"
         ) from error
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except USER_ERRORS as error:
         raise ConfigError(f"objective {name}: {module} cannot be imported ({_told(error)}): correct it") from error
 
 
@@ -158,7 +158,7 @@ def _called(
         given.append(np.array(groups))
     try:
         value = function(*given)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except USER_ERRORS as error:
         raise ConfigError(
             f"objective {name}: it failed on {len(given[0]):,} rows, {int(given[0].sum()):,} of them positive "
             f"({_told(error)}): correct it; it must work for any rows of both classes"
