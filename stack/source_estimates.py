@@ -186,8 +186,8 @@ def estimate_table(found: LeaveSourceOut) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def source_sentences(found: LeaveSourceOut) -> list[str]:
-    """Says what the estimates mean for a source that the models have never seen, one sentence each, in plain words."""
+def source_sentences(found: LeaveSourceOut, *, advice: bool = True) -> list[str]:
+    """Says what the estimates mean for an unseen source, in sentences; with ``advice``, how to get a better one."""
     best, over = found.strictest, found.strictest.over
     said = []
     reach = f"{over.next_low:.3f} to {over.next_high:.3f}"
@@ -199,7 +199,7 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
             f"For an unseen source this is optimistic: level 2{nets} were fitted without it, but "
             f"{first_of(best.seen_by)} had been trained on other images of it. Expect less."
         )
-        said += retraining_advice(best)
+        said += retraining_advice(best) if advice else []
         if math.isfinite(over.next_low):
             said.append(f"The interval for the next source, {reach}, does not allow for this optimism.{_wide(over)}")
     else:
@@ -336,7 +336,7 @@ def headline_note(found: LeaveSourceOut) -> str:
     if best.held_out == LEVEL_2_ONLY:
         who = first_of(best.imported) if best.origin == TRAINED_AGAIN else "the models of level 1"
         note += f". This is still optimistic, as {who} had been trained on other images of the source"
-    return f"{note}. See the section on other hospitals and cameras."
+    return f"{note}."
 
 
 def bounds(value: float, low: float, high: float, *, sign: str = "") -> str:

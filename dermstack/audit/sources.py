@@ -26,7 +26,7 @@ def source_findings(found: LeaveSourceOut | None) -> list[Finding]:
     if found is None:
         return []
     best, made = found.strictest, list[Finding]()
-    evidence = headline_note(found).removesuffix(" See the section on other hospitals and cameras.")
+    evidence = headline_note(found)
     if best.held_out == LEVEL_2_ONLY:
         what = f"the estimate for other sources is optimistic: {', '.join(best.seen_by)} had seen them"
         remedy = " ".join(retraining_advice(best))

@@ -59,7 +59,7 @@ def source_note(experiment: Experiment, blend: Run) -> str | None:
     if experiment.shuffled:
         return None
     if (found := stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])) is not None:
-        return headline_note(found)
+        return f"{headline_note(found)} See the section on other hospitals and cameras."
     if experiment.config.data.has_sources:
         return "This estimate holds for the sources of these images; how the models do in others was not measured."
     return (

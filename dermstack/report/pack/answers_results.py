@@ -19,7 +19,7 @@ from dermstack.report.pack.run_evidence import Evidence
 from dermstack.report.report import count
 from stack.metrics.gaps import BOUNDED, DIFFERS, TOO_FEW
 from stack.metrics.scores import objective_label
-from stack.source_estimates import headline_note, retraining_advice, source_sentences
+from stack.source_estimates import headline_note, source_sentences
 
 _PLOTS = ("curves", "calibration", "decision", "subgroups", "gaps", "sources", "explorer", "review")
 _MOST_PREDICTIVE = 5  # features of each stacker that an answer names
@@ -209,10 +209,8 @@ def clusters(e: Evidence) -> Answer | None:
     """Gives the estimate with sources held out, and what it means; without advice, as the text goes into a paper."""
     if e.sources is None:
         return None
-    advice = retraining_advice(e.sources.strictest)
-    told = [sentence for sentence in source_sentences(e.sources) if sentence not in advice]
-    note = headline_note(e.sources).removesuffix(" See the section on other hospitals and cameras.")
-    return Answer(" ".join([note, *told]), ("sources", "source-aucs"))
+    told = source_sentences(e.sources, advice=False)
+    return Answer(" ".join([headline_note(e.sources), *told]), ("sources", "source-aucs"))
 
 
 def robustness(e: Evidence) -> Answer | None:
