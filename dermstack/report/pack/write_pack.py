@@ -15,6 +15,7 @@ import pandas as pd
 from dermstack.errors import ConfigError
 from dermstack.report.evidence import WrittenReport
 from dermstack.report.figures import Drawing
+from dermstack.report.flow_figure import NAME as ROW_FLOW
 from dermstack.report.pack.captions import Captions, captions_of
 from dermstack.report.pack.checklist import CHECKLISTS, Checklist, answered, checklist_table
 from dermstack.report.pack.checklist_page import PAGE, checklist_html
@@ -126,7 +127,7 @@ def _write(report: WrittenReport, folder: Path, checklists: Sequence[Checklist],
             (folder / "tables" / f"{name}.csv").write_bytes(csv_bytes(frame))
             progress(1)
         for name, drawn in drawings.items():
-            title = captions.figures.get(drawn.name, _FIGURES.get(name, (name, "")))[0]
+            title, _ = _caption(name, drawn, captions)
             if lacking := write_figure(drawn, folder / "figures", name, title):
                 out.warn(
                     f"figures/{name}.pdf: the font lacks {len(lacking)} characters of its labels, which are empty "
@@ -201,7 +202,7 @@ def _readme(
     ]
     lines += [f"- `{RECORD}`: SHA-256 of every file", "", "## Figures", ""]
     for name, drawn in drawings.items():
-        title, caption = captions.figures.get(drawn.name, _FIGURES.get(name, (name, "")))
+        title, caption = _caption(name, drawn, captions)
         lines.append(f"- `figures/{name}.{FORMATS[0]}`, `.{FORMATS[1]}`: **{title}.** {caption}")
     lines += ["", "## Tables", "", "Numbers have full precision; an empty cell is a missing value.", ""]
     for name in tables:
@@ -209,8 +210,13 @@ def _readme(
     return "\n".join(lines) + "\n"
 
 
+def _caption(name: str, drawn: Drawing, captions: Captions) -> tuple[str, str]:
+    """Returns title and caption of a figure: those of the page, or of `_FIGURES`."""
+    return captions.figures.get(drawn.name, _FIGURES.get(name, (name, "")))
+
+
 _FIGURES = {  # drawn for a file only: its title and caption
-    "row-flow": (
+    ROW_FLOW: (
         "Flow of the rows",
         "Rows of each table from the file to their use; those excluded leave to the right.",
     ),
