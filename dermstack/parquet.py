@@ -20,13 +20,18 @@ FRAME_ERRORS = (
 _FEW_BYTES, _CELL_BYTES = 2 << 30, 256  # of memory for any file, and further for each cell, long texts included
 
 
+def parquet_metadata(path: Path) -> pq.FileMetaData:
+    """Returns what the footer of a file says. Raises one of `FRAME_ERRORS` for a damaged one."""
+    with limited_memory(_FEW_BYTES):
+        return pq.read_metadata(path)
+
+
 def read_parquet(path: Path, *, verify: bool = False) -> pd.DataFrame:
     """Reads a file of parquet; with ``verify``, its pages are compared with their checksums, where it has any.
 
     Raises one of `FRAME_ERRORS` for a damaged file, also for one that asks for far more memory than its cells need.
     """
-    with limited_memory(_FEW_BYTES):
-        about = pq.read_metadata(path)
+    about = parquet_metadata(path)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else _FEW_BYTES
     with limited_memory(min(_FEW_BYTES + about.num_rows * about.num_columns * _CELL_BYTES, memory)):
         frame = pd.read_parquet(path, page_checksum_verification=verify)

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dermstack.errors import DataError
-from dermstack.parquet import FRAME_ERRORS, read_parquet
+from dermstack.parquet import FRAME_ERRORS, parquet_metadata, read_parquet
 from stack.csv_plain import COMPRESSION_ERRORS, read_plain_csv
 from stack.csv_rows import check_rows
 
@@ -207,7 +206,7 @@ def _start(path: Path) -> str:
 
 def _read_parquet(path: Path, *, may_be_empty: bool) -> pd.DataFrame:
     try:
-        if (found := len(pq.read_schema(path).names)) > MAX_CSV_COLUMNS:
+        if (found := parquet_metadata(path).num_columns) > MAX_CSV_COLUMNS:
             raise DataError(
                 f"{path}: it has {found:,} columns, a table has at most {MAX_CSV_COLUMNS:,}: check the file"
             )
