@@ -32,6 +32,7 @@ _HOME = {
     "run_oof": "dermstack.pipeline",
     "run_stack": "dermstack.pipeline",
     "read_patient": "dermstack.serve.patient",
+    "read_row": "dermstack.serve.patient",
     "read_run": "stack.store",
     "read_table": "stack.table",
     "write_bundle": "dermstack.serve.write_bundle",

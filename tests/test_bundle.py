@@ -134,7 +134,7 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, unpacked: Path, bundled_exper
     for text, says in (
         ("{}", "damaged"),
         ("[]", "damaged"),
-        (json.dumps({**content, "format": 3}), "a newer dermstack"),
+        (json.dumps({**content, "format": 4}), "a newer dermstack"),
     ):
         (unpacked / MANIFEST).write_text(text)
         with pytest.raises(BundleError, match=says):

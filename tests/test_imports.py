@@ -86,6 +86,7 @@ def test_the_export_list_is_frozen() -> None:
         "read_labelled_rows",
         "read_new_rows",
         "read_patient",
+        "read_row",
         "read_run",
         "read_table",
         "run_oof",

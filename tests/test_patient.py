@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import run_cli
 
-import dermstack.serve.patient
+import dermstack.serve.heat_maps
 from dermstack.errors import DataError, ImageError
 from dermstack.serve.bundle import read_bundle
 from dermstack.serve.image_runs import encoded_metadata
@@ -167,7 +167,7 @@ def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple
 
 def test_heat_is_the_mean_of_the_fold_nets_maps(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> None:
     caches, frame = heat_world(ensemble, photos, tmp_path)
-    heat, run = dermstack.serve.patient.heat_maps(
+    heat, run = dermstack.serve.heat_maps.heat_maps(
         ensemble.bundle, ensemble.store, caches, frame, preferred_run="tiny", device="cpu"
     )
     pixels = torch.from_numpy(caches[32].take(np.arange(len(photos))))
@@ -194,13 +194,13 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
             raise ImageError("as of a transformer")
         return pixel_risk_maps(net, *args, threads=threads)
 
-    monkeypatch.setattr(dermstack.serve.patient, "pixel_risk_maps", only_frozen)
-    _, run = dermstack.serve.patient.heat_maps(
+    monkeypatch.setattr(dermstack.serve.heat_maps, "pixel_risk_maps", only_frozen)
+    _, run = dermstack.serve.heat_maps.heat_maps(
         ensemble.bundle, ensemble.store, caches, frame, preferred_run="tiny", device="cpu"
     )
     assert run.name == "still"
     monkeypatch.setattr(
-        dermstack.serve.patient, "pixel_risk_maps", lambda net, pixels, *args, **kw: np.zeros(pixels.shape[:3])
+        dermstack.serve.heat_maps, "pixel_risk_maps", lambda net, pixels, *args, **kw: np.zeros(pixels.shape[:3])
     )
     cold = read_patient(ensemble, photos)
     assert cold.heat_map_run == "tiny"
@@ -209,10 +209,10 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
     def none(net: Net, *args: np.ndarray, threads: int) -> np.ndarray:
         raise ImageError("as of a transformer")
 
-    monkeypatch.setattr(dermstack.serve.patient, "pixel_risk_maps", none)
+    monkeypatch.setattr(dermstack.serve.heat_maps, "pixel_risk_maps", none)
     bundle, store = ensemble.bundle, ensemble.store
     with pytest.raises(ImageError, match="none of tiny, still is a convolutional network"):
-        dermstack.serve.patient.heat_maps(bundle, store, caches, frame, preferred_run="tiny", device="cpu")
+        dermstack.serve.heat_maps.heat_maps(bundle, store, caches, frame, preferred_run="tiny", device="cpu")
     reading = read_patient(ensemble, photos)
     assert reading.heat_map_run is None
     assert {lesion.heat for lesion in reading.lesions} == {None}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dermstack.serve.patient import heat_overlay
+from dermstack.serve.heat_maps import heat_overlay
 from dermstack.serve.standings import percent, standings
 
 

@@ -80,13 +80,19 @@ def test_options_that_contradict_one_another_are_refused_before_any_work(capsys:
     cases = {
         "--labels and --prevalence": ("--labels", "y.csv", "--prevalence", "auto", "--images", "i", "--out", "o"),
         "--out is missing": ("--labels", "y.csv", "--images", "i"),
-        "--images is missing": ("--prevalence", "auto", "--out", "o"),
         "give --labels, too": ("--target-column", "t", "--images", "i"),
-        "give --images, too": ("--prevalence", "0.1", "--metadata", "m.csv", "--out", "o"),
         "choose refuse": ("--images", "i", "--on-unreadable", "guess"),
     }
     for message, options in cases.items():
         assert message in command_error(capsys, *start, *options)
+
+
+def test_a_bundle_of_images_needs_images_for_what_describes_them(
+    bundled_experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ("recalibrate", "--bundle", str(bundled_experiment / "bundle.zip"), "--out", "o")
+    assert "--images is missing" in command_error(capsys, *start, "--prevalence", "auto")
+    assert "give --images, too" in command_error(capsys, *start, "--prevalence", "0.1", "--metadata", "m.csv")
 
 
 def estimated(monkeypatch: pytest.MonkeyPatch, p: np.ndarray, prevalence: float | None, out: Out) -> Recalibrated:

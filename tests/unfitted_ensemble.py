@@ -13,8 +13,9 @@ from dermstack.serve.words import WORDS
 
 _MANIFEST = {
     "experiment": "small", "objective": "auc", "headline": {"value": 0.9, "low": 0.8, "high": 1.0}, "chosen": "mean",
-    "selected": [], "folds": 2, "columns": {"id": "image", "age": "age", "target": "target"}, "image_runs": [],
-    "stackers": [], "training": {"rows": 9, "positives": 3, "split_groups": 9}, "files": {},
+    "selected": [], "folds": 2, "columns": {"id": "image", "age": "age", "target": "target"},
+    "image_runs": [{"name": "net", "settings": {"metadata": []}}], "stackers": [],
+    "training": {"rows": 9, "positives": 3, "split_groups": 9}, "files": {},
 }  # fmt: skip
 
 

@@ -15,7 +15,12 @@ commands = typer.Typer()
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="The folder or .zip that `dermstack bundle` made.")]
 ImagesOption = Annotated[
-    Path, typer.Option("--images", help="A folder of images or DICOM files (or TFRecord files, or an HDF5 file).")
+    Path | None,
+    typer.Option(
+        "--images",
+        help="A folder of images or DICOM files (or TFRecord files, or an HDF5 file). Needed unless the bundle has no "
+        "image model.",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Device for the networks: auto, cpu or cuda.")]
 UnreadableOption = Annotated[
@@ -104,8 +109,9 @@ def bundle(
     with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
         made = write_bundle(experiment, target, out, replace=replace, onnx=onnx, only=distilled)
     n_bytes = sum(file["bytes"] for file in made.manifest["files"].values())
+    nets = f"{len(made.image_runs)} image models" if made.takes_images else "no image model"
     out.say(
-        f"{target}: {len(made.image_runs)} image models, {len(made.manifest['stackers'])} stackers, the blend and "
+        f"{target}: {nets}, {len(made.manifest['stackers'])} stackers, the blend and "
         f"its calibration in {len(made.manifest['files'])} files, {n_bytes / 2**20:,.1f} MiB; id {made.fingerprint}"
     )
     if onnx:
@@ -118,17 +124,20 @@ def bundle(
     if notebook:
         for path in write_notebook(made, target, experiment.config.data):
             out.say(f"notebook: {path}")
-    out.say(f"next: dermstack predict --bundle {target} --images FOLDER --out predictions.csv")
+    out.say(f"next: {made.predict_command(target)}")
 
 
 @commands.command()
 def predict(
     bundle: BundleOption,
-    images: ImagesOption,
     out_csv: Annotated[Path, typer.Option("--out", "-o", help="The csv to write.")],
+    images: ImagesOption = None,
     metadata: Annotated[
         Path | None,
-        typer.Option(help="A csv of the rows to predict, with the column names of training; default: every image."),
+        typer.Option(
+            help="A csv of the rows to predict, with the column names of training; default: every image. Needed where "
+            "the bundle has no image model."
+        ),
     ] = None,
     submission: Annotated[
         Path | None, typer.Option(help="Also write a submission csv: id and score, with the column names of training.")
@@ -168,11 +177,11 @@ def predict(
 @commands.command()
 def evaluate(
     bundle: BundleOption,
-    images: ImagesOption,
     labels: Annotated[Path, typer.Option(help="A csv with the id and the target (0 or 1) of each image.")],
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="The folder for the page, its numbers and the predictions.")
     ],
+    images: ImagesOption = None,
     metadata: LabelledMetadataOption = None,
     id_column: IdColumnOption = None,
     target_column: TargetColumnOption = None,
@@ -215,7 +224,9 @@ def recalibrate(
     bundle: BundleOption,
     images: Annotated[
         Path | None,
-        typer.Option(help="The folder of images; not needed where --prevalence gives a number."),
+        typer.Option(
+            help="The folder of images; not needed where --prevalence gives a number, or the bundle has no image model."
+        ),
     ] = None,
     labels: Annotated[
         Path | None,
@@ -246,8 +257,8 @@ def recalibrate(
 ) -> None:
     """Recalibrate the risks for other patients, from few labels or a prevalence.
 
-    Writes a new bundle, unless a test finds nothing to change. With --images alone, prints how many labels are needed
-    and writes nothing.
+    Writes a new bundle, unless a test finds nothing to change. With --images alone (--metadata where the bundle has no
+    image model), prints how many labels are needed and writes nothing.
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import read_labelled_rows
@@ -268,15 +279,16 @@ def recalibrate(
         raise ConfigError("--out is missing: name the folder or .zip of the new bundle")
     if target_column and not labels:
         raise ConfigError(f"--target-column {target_column} names a column of the labels: give --labels, too")
-    if images is None and (prevalence is None or prevalence == "auto"):
-        raise ConfigError("--images is missing: name the folder of the images, or give --prevalence as a number")
-    if images is None and (metadata or id_column):
-        raise ConfigError("--metadata and --id-column describe images: give --images, too")
     number = read_prevalence(prevalence) if prevalence else None
     opened, out = read_bundle(bundle), Out(quiet=quiet)
+    if opened.takes_images and images is None:
+        if number is None:
+            raise ConfigError("--images is missing: name the folder of the images, or give --prevalence as a number")
+        if metadata or id_column:
+            raise ConfigError("--metadata and --id-column describe images: give --images, too")
     check_parent(opened, target)
     rows = targets = None
-    if images is not None:
+    if number is None or images is not None or metadata is not None:
         files = replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links)
         if labels:
             rows, targets = read_labelled_rows(

@@ -81,7 +81,10 @@ def model_card(
         weights=run_weights(blend),
         backbones=_backbones(experiment, blend),
         target=plain(experiment.config.data.columns.target),
-        inputs=_inputs(train, experiment.table.columns),
+        inputs=_inputs(
+            train, experiment.table.columns, takes_images=(takes_images := bool((runs["level"] == 1).any()))
+        ),
+        takes_images=takes_images,
         looked_at=(looked_at := list(dict.fromkeys(subgroups["subgroup"]))),
         has_skin_tone=any(SKIN_TONE.search(str(column)) for column in looked_at),
         unit=scored.unit,
@@ -120,11 +123,14 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
-def _inputs(train: pd.DataFrame, columns: TableColumns) -> str:
-    """Lists what the ensemble is given of each image: the columns that are known in no training row are left out."""
+def _inputs(train: pd.DataFrame, columns: TableColumns, *, takes_images: bool) -> str:
+    """Lists what the ensemble is given of each row: the columns that are known in no training row are left out."""
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
     listed = ", ".join(known[:-1]) + (" and " if len(known) > 1 else "") + "".join(known[-1:])
-    text = "an image" + (f" and, if known, {listed}" if known else "")
+    if takes_images:
+        text = "an image" + (f" and, if known, {listed}" if known else "")
+    else:
+        text = "a row of the table, without an image" + (f": {listed}, if known" if known else "")
     counts = [(columns.numeric, "numbers"), (columns.categorical, "words")]
     further = [f"{len(names):,} columns of {kind}" for names, kind in counts if names]
     return text + (f", with {' and '.join(further)} of the table, listed below" if further else "")

@@ -1,7 +1,7 @@
 // Adds previews, drag and drop, a site and a unit for each image, and answers without a reload; the form also works without it.
 "use strict";
 const form = document.getElementById("form");
-const input = document.getElementById("pictures");
+const input = document.getElementById("pictures"); // absent where no model takes images
 const drop = document.getElementById("drop");
 const list = document.getElementById("chosen");
 const tooMuch = document.getElementById("too-much");
@@ -92,21 +92,23 @@ function show() {
   read.disabled = Boolean(faults.length);
 }
 
-input.addEventListener("change", () => add(input.files));
-// A file dropped outside the frame must not replace the page.
-for (const kind of ["dragenter", "dragover"]) {
-  window.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
+if (input) {
+  input.addEventListener("change", () => add(input.files));
+  // A file dropped outside the frame must not replace the page.
+  for (const kind of ["dragenter", "dragover"]) {
+    window.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
+  }
+  window.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
+  window.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    if (event.dataTransfer) add(event.dataTransfer.files);
+  });
 }
-window.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
-window.addEventListener("drop", (event) => {
-  event.preventDefault();
-  drop.classList.remove("over");
-  if (event.dataTransfer) add(event.dataTransfer.files);
-});
 // Only the answer is replaced, so that the images stay selected for the next request.
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  working.textContent = `Scoring ${chosen.length} ${chosen.length === 1 ? "image" : "images"} …`;
+  working.textContent = input ? `Scoring ${chosen.length} ${chosen.length === 1 ? "image" : "images"} …` : "Predicting …";
   read.disabled = true;
   try {
     const response = await fetch(form.action, { method: "POST", body: new FormData(form) });
@@ -118,7 +120,7 @@ form.addEventListener("submit", async (event) => {
     working.textContent = "";
     answer.focus();
   } catch {
-    working.textContent = "No answer: check that `dermstack app` is still running, then send the images again.";
+    working.textContent = "No answer: check that `dermstack app` is still running, then send the form again.";
   } finally {
     read.disabled = false;
   }

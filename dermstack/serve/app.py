@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dermstack.errors import ConfigError, DataError, DermstackError
 from dermstack.report.review import band_sentences
 from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
-from dermstack.serve.patient import Ensemble, Photo, Reading, read_patient
+from dermstack.serve.patient import Ensemble, Photo, Reading, read_patient, read_row
 from dermstack.serve.standings import percent
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
@@ -160,6 +160,12 @@ class _Page:
         return self.refusal(HTTPException(500, "The program failed: its terminal shows why."))
 
     async def _read(self, form: FormData, known: dict[str, str]) -> Reading:
+        values = {question.csv: known[f"column_{number}"] for number, question in enumerate(self.ensemble.questions)}
+        if not self.ensemble.bundle.takes_images:
+            return await run_in_threadpool(
+                read_row, self.ensemble, age=_age(known["age"]), sex=known["sex"] or None, site=known["site"] or None,
+                values=values,
+            )  # fmt: skip
         files = [part for part in form.getlist("pictures") if isinstance(part, UploadFile) and part.filename]
         sites = [str(part) for part in form.getlist("site_of")]
         if len(sites) != len(files):  # without JavaScript the form has one site for all images
@@ -173,10 +179,7 @@ class _Page:
         ]
         return await run_in_threadpool(
             read_patient, self.ensemble, photos, age=_age(known["age"]), sex=known["sex"] or None,
-            together=known["together"] == "yes",
-            values={
-                question.csv: known[f"column_{number}"] for number, question in enumerate(self.ensemble.questions)
-            },
+            together=known["together"] == "yes", values=values,
         )  # fmt: skip
 
     @property
@@ -204,7 +207,8 @@ class _Page:
                 takes_age=ensemble.takes_age,
                 questions=list(enumerate(ensemble.questions)),
                 asked_first=MAX_ASKED,
-                group=ensemble.group,
+                group=ensemble.group if ensemble.bundle.takes_images else None,
+                takes_images=ensemble.bundle.takes_images,
                 filled={"age": "", "sex": "", "site": "", "unit": "", **filled},
                 accepted=",".join((*SUFFIXES, *DICOM_SUFFIXES)),
                 most_pictures=MAX_PICTURES,
@@ -214,7 +218,7 @@ class _Page:
                 band_sentences=band_sentences(band, ensemble.bundle.unit) if band else [],
                 decisions=_DECISIONS,
                 reading=reading,
-                units=" and ".join(ensemble.asked_for_units),
+                units=" and ".join(ensemble.asked_for_units) if ensemble.bundle.takes_images else "",
                 unit=ensemble.bundle.unit,
                 per=ensemble.bundle.per_text,
                 faults=faults,

@@ -29,8 +29,11 @@ from stack.metrics.scores import objective_label
 from stack.store import array_from_bytes, verify_digest, with_digest
 from stack.units import unit_columns, unit_name
 
-FORMAT = 2  # increase it when an older reader would misread a newer bundle
-FORMAT_OF_IMAGES = 1  # of bundles that predict images, which readers of before format 2 can read
+# The format grows when an older reader would misread a newer bundle; each bundle has the oldest one that can read it.
+FORMAT_OF_IMAGES = 1
+FORMAT_OF_UNITS = 2  # one prediction for each unit of several images
+FORMAT_OF_TABLES = 3  # no image model
+FORMAT = FORMAT_OF_TABLES
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 23  # bytes
 MAX_JSON = 1 << 25  # bytes of any other JSON file: Python takes up to thirty times as many for what is in it
@@ -118,6 +121,11 @@ class Bundle:
         ]
 
     @property
+    def takes_images(self) -> bool:
+        """Whether it predicts from images, perhaps with a table; False: from the table alone."""
+        return bool(self.manifest["image_runs"])
+
+    @property
     def sizes(self) -> list[int]:
         """Image sizes (pixels per side) that the networks take, sorted."""
         return sorted({int(run.settings["size"]) for run in self.image_runs})
@@ -145,13 +153,20 @@ class Bundle:
 
     @property
     def unit(self) -> str:
-        """What a row of predictions is, in a word: an image, or a unit of several."""
-        return "unit" if self.unit_columns else "image"
+        """What a row of predictions is, in a word: an image, a unit of several, or, without an image model, a row."""
+        if self.unit_columns:
+            return "unit"
+        return "image" if self.takes_images else "row"
 
     @property
     def estimate(self) -> str:
         """How the training estimate was made, in a word: of a net alone nothing is chosen, so its folds are enough."""
         return "out-of-fold" if "distilled" in self.manifest else "nested"
+
+    def predict_command(self, place: Path) -> str:
+        """Returns the command that predicts new rows with this bundle at ``place``."""
+        rows = "--images FOLDER" if self.takes_images else "--metadata ROWS.csv"
+        return f"dermstack predict --bundle {place} {rows} --out predictions.csv"
 
     @property
     def id_column(self) -> str:
@@ -285,9 +300,15 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    manifest = {"format": FORMAT if content.get("predict_per") else FORMAT_OF_IMAGES, **content, "files": files}
+    manifest = {"format": _format_of(content), **content, "files": files}
     (folder / MANIFEST).write_text(json.dumps(with_digest(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
     return Bundle(folder, json.loads(json.dumps(manifest)))
+
+
+def _format_of(content: Mapping[str, Any]) -> int:
+    if not content["image_runs"]:
+        return FORMAT_OF_TABLES
+    return FORMAT_OF_UNITS if content.get("predict_per") else FORMAT_OF_IMAGES
 
 
 def zip_bundle(bundle: Bundle, path: Path) -> None:
@@ -391,7 +412,7 @@ def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
         written, inside = manifest["format"], all(is_inside(name) for name in dict(manifest["files"]))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}): {_ADVICE}") from error
-    if written not in (FORMAT_OF_IMAGES, FORMAT):
+    if written not in (FORMAT_OF_IMAGES, FORMAT_OF_UNITS, FORMAT_OF_TABLES):
         newer = "a newer dermstack" if isinstance(written, int) and written > FORMAT else "another dermstack version"
         raise BundleError(
             f"{path} has format {str(written)[:20]}, this dermstack reads up to {FORMAT}: use {newer}, or bundle again"

@@ -266,6 +266,11 @@ def _try_rows(bundle: Bundle, fitted: FittedEnsemble) -> None:
 
 def read_bundled_fallback(bundle: Bundle) -> Fallback:
     """Reads the model that predicts from the table alone. Raises BundleError where the bundle has none or a bad one."""
+    if not bundle.takes_images:
+        raise BundleError(
+            f"{bundle.place} has no image model: it predicts every row from the table alone, so leave out "
+            "--on-unreadable"
+        )
     if bundle.predict_per is not None:
         raise BundleError(
             f"{bundle.place} predicts {bundle.per_text}, which cannot be predicted from the table alone: drop images "

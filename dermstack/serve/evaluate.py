@@ -39,7 +39,7 @@ _MAX_LISTED = 5  # ids in a message
 
 def read_labelled_rows(
     bundle: Bundle,
-    images: Path,
+    images: Path | None,
     labels: Path,
     metadata: Path | None = None,
     *,
@@ -53,9 +53,10 @@ def read_labelled_rows(
 
     Group, age, sex and site come from ``metadata`` if it is given, else from ``labels``, and are named as in training;
     ``id_column`` (in both files) and ``target_column`` are other names for id and target. ``images`` may hold further
-    images without labels; ``swap_red_blue`` as for `read_new_rows`; errors say what ``purpose`` needs. Raises DataError
-    for duplicate ids, ids that are not in both files, targets other than 0 and 1, and a class that occurs in fewer than
-    two groups; ImageError for labels without an image.
+    images without labels, and is None for a bundle without an image model; ``swap_red_blue`` as for `read_new_rows`;
+    errors say what ``purpose`` needs. Raises the errors of `read_new_rows`; DataError for duplicate ids, ids that are
+    not in both files, targets other than 0 and 1, and a class that occurs in fewer than two groups; ImageError for
+    labels without an image.
     """
     for path in filter(None, (labels, metadata)):
         if not path.is_file():

@@ -117,10 +117,11 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     unit, places_of_units, scored = _units_of_rows(experiment, rows)
     y, groups = scored.target[places_of_units], scored.split_group[places_of_units]
     logits, nets = predictions.oof[places], predictions.nets[places]
+    fold = experiment.folds.frame["fold"].to_numpy()[rows]
     z = {name: embedding.oof[rows] for name, embedding in read_embeddings(experiment, runs).items()}
     optional = [name for name in OPTIONAL_COLUMNS if bundle.columns.get(name) not in bundle.unit_columns]
     with_role = [name for name in optional if name == "group" or (name in used and frame[name].notna().any())]
-    full = _out_of_fold_scores(fitted, frame, logits, nets, z, unit)
+    full = _out_of_fold_scores(fitted, frame, logits, fold, z, unit)
     order = _most_used_first(bundle, fitted, inputs)
     first, rest = tuple(order[:MAX_MEASURED]), tuple(order[MAX_MEASURED:])
     possible = [
@@ -131,7 +132,7 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     changes = _logit_changes(bundle, runs, nets, frame, column_sets)
     costs = []
     for names, change in zip(column_sets, changes, strict=True):
-        reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, nets, z, unit)
+        reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, fold, z, unit)
         cost = paired_difference(experiment.config.objective, y, reduced, full, groups)
         costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
     return costs
@@ -375,7 +376,7 @@ def _out_of_fold_scores(
     fitted: FittedEnsemble,
     frame: pd.DataFrame,
     logits: NDArray[np.float32],
-    nets: NDArray[np.int8],
+    fold: NDArray[np.int8],
     z: dict[str, NDArray[np.floating]],
     unit: NDArray[np.intp] | None,
 ) -> NDArray[np.float64]:
@@ -384,14 +385,12 @@ def _out_of_fold_scores(
     With the ``unit`` 0, 1, … of each row, the scores are those of units.
     """
     score = np.empty(len(frame) if unit is None else unit.max() + 1)
-    for fold in np.unique(nets[:, 0]):
-        rows = np.flatnonzero(nets[:, 0] == fold)
-        made = fitted.fold_logits(
-            int(fold), frame.iloc[rows], logits[rows], {name: own[rows] for name, own in z.items()}
-        )
+    for number in np.unique(fold).tolist():
+        rows = np.flatnonzero(fold == number)
+        made = fitted.fold_logits(number, frame.iloc[rows], logits[rows], {name: own[rows] for name, own in z.items()})
         if unit is None:
-            score[rows] = fitted.blend_fold(int(fold), made)
+            score[rows] = fitted.blend_fold(number, made)
         else:
             of_fold, code = np.unique(unit[rows], return_inverse=True)
-            score[of_fold] = fitted.blend_fold(int(fold), made, code)
+            score[of_fold] = fitted.blend_fold(number, made, code)
     return score

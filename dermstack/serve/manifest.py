@@ -191,7 +191,7 @@ class Manifest(_StrictModel):
     swap_red_blue: bool = False  # whether red and blue of the training images were exchanged, which was undone
     features: dict[ShortText, bool | int | list[ShortText] | dict[ShortText, str]]
     embeddings: dict[Name, Literal["aligned", "frozen"]]
-    image_runs: list[_ImageRun] = Field(min_length=1)
+    image_runs: list[_ImageRun]  # none: it predicts from the table alone
     stackers: list[_Stacker]
     scales: _Scales
     second_stage: _SecondStage | None = None
@@ -207,10 +207,15 @@ class Manifest(_StrictModel):
         names = [*(run.name for run in self.image_runs), *(stacker.name for stacker in self.stackers)]
         if len(set(names)) < len(names) or not set(self.embeddings) <= set(names):
             raise ValueError("a run is named twice, or `embeddings` names an unknown run")
+        if not names:
+            raise ValueError("it names no model")
         if any(len(stacker.shifts) != self.folds for stacker in self.stackers):
             raise ValueError(f"a stacker does not have {self.folds} shifts, one for each fold")
-        if Features.model_validate(self.features).python is not None:
+        features = Features.model_validate(self.features)
+        if features.python is not None:
             raise ValueError("features.python names code, which a bundle may not")
+        if not self.image_runs and features.shortcuts:
+            raise ValueError("features.shortcuts are those of images, but there is no image model")
         later = self.second_stage
         stackers = {stacker.name for stacker in self.stackers}
         if later and not (set(later.stackers) < stackers and set(later.sees) <= stackers - set(later.stackers)):
@@ -227,6 +232,8 @@ class Manifest(_StrictModel):
                 raise ValueError("`predict_per` names the group, but `columns` does not")
             if self.fallback:
                 raise ValueError("a `fallback` predicts images, not units")
+        if self.fallback and not self.image_runs:
+            raise ValueError("a `fallback` stands in for images, but there is no image model")
         return self
 
 

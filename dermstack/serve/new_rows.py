@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermstack.errors import DataError
+from dermstack.errors import ConfigError, DataError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, unknown_columns
 from dermstack.serve.questions import rows_out_of_range
@@ -30,7 +30,7 @@ class NewRows:
     """Rows to predict and their images; ``frame`` has id, group, age, sex, site and, for units, `UNIT`."""
 
     frame: pd.DataFrame
-    sources: list[Source]
+    sources: list[Source]  # one for each row; none where the bundle predicts from the table alone
     missing: tuple[str, ...]  # columns that are not known: no values then; without group, each image is its own
     label_notes: tuple[str, ...] = ()  # what is odd about their labels, where a csv has them
 
@@ -42,7 +42,7 @@ def image_files(rows: NewRows) -> list[Path]:
 
 def read_new_rows(
     bundle: Bundle,
-    images: Path,
+    images: Path | None,
     metadata: Path | None,
     *,
     id_column: str | None = None,
@@ -51,10 +51,12 @@ def read_new_rows(
 ) -> NewRows:
     """Reads the rows of the csv ``metadata`` with their images or, without a csv, a row for every image in ``images``.
 
-    ``id_column`` is the csv's name of the id column if it differs from training. With ``swap_red_blue`` the images were
-    encoded with red and blue exchanged, which is undone. A bundle that predicts units needs the csv, which names them.
-    Raises DataError, ImageError.
+    A bundle without an image model needs the csv, and no images; one that predicts units needs the csv, which names
+    them. ``id_column`` is the csv's name of the id column if it differs from training. With ``swap_red_blue`` the
+    images were encoded with red and blue exchanged, which is undone. Raises ConfigError where images or csv are missing
+    or not needed, DataError, ImageError.
     """
+    _check_given(bundle, images, metadata)
     columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
     if id_column:
         columns["id"] = id_column
@@ -68,20 +70,38 @@ def read_new_rows(
             f"{'this column' if len(bundle.unit_columns) == 1 else 'these columns'} for each image with --metadata"
         )
     else:
+        assert images is not None, "checked above"
         ids = pd.Series(image_ids(images, files=files), dtype="str")
         frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
         frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
         frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
         missing = [name for name in columns if name != "id"] + list(bundle.table_inputs)
+    if images is None:
+        return NewRows(frame, [], tuple(missing))
     bits_stored = int(bundle.manifest.get("bits_stored", 0))
     found = image_sources(images, frame["id"].tolist(), files=files, swap_red_blue=swap_red_blue)
     return NewRows(frame, [replace(source, bits_stored=bits_stored) for source in found], tuple(missing))
 
 
+def _check_given(bundle: Bundle, images: Path | None, metadata: Path | None) -> None:
+    """Raises ConfigError where the bundle needs images or a csv that are not given, or is given images in vain."""
+    if bundle.takes_images and images is None:
+        raise ConfigError(f"--images is missing: {bundle.place} predicts images, so name their folder")
+    if not bundle.takes_images and images is not None:
+        raise ConfigError(
+            f"--images {images}: {bundle.place} has no image model, it predicts from the table alone: leave out "
+            "--images, and name the csv with --metadata"
+        )
+    if not bundle.takes_images and metadata is None:
+        raise ConfigError(
+            f"--metadata is missing: {bundle.place} has no image model, so name the csv with the rows to predict"
+        )
+
+
 def report_rows(
     bundle: Bundle,
     rows: NewRows,
-    images: Path,
+    images: Path | None,
     csv: Path | None,
     out: Out,
     *,
@@ -93,8 +113,9 @@ def report_rows(
     These are files without a prediction, which are refused where ``strict`` is set (DataError), exchanged colours, and
     numbers that look like a code for "unknown".
     """
-    _report_unused(rows, images, out, files=files, strict=strict)
-    _report_colours(bundle, rows, out)
+    if images is not None:
+        _report_unused(rows, images, out, files=files, strict=strict)
+        _report_colours(bundle, rows, out)
     _report_codes(bundle, rows, csv, out)
 
 

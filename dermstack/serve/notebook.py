@@ -185,7 +185,7 @@ manifests = [path for path in ATTACHED if path.name == "manifest.json" and '"der
 BUNDLE = only([path.parent for path in manifests] + [path for path in ATTACHED if path.name == {zip!r}], "the bundle")
 WHEELS = named({wheels!r})
 TEST_CSV = named({test_csv!r})
-IMAGES = named({images!r})
+IMAGES = {images}
 SAMPLE = {sample}  # None: the submission has the rows of the test csv, in its order"""
 
 _INSTALL = """import subprocess
@@ -244,16 +244,18 @@ pd.read_csv(OUTPUT / "submission.csv").head()"""
 def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path, Path]:
     """Writes three files beside the bundle ``target``: the notebook, the list of wheels and dermstack's own wheel.
 
-    The notebook finds the test csv, the images and the sample submission by their names in ``data``. Raises
+    The notebook finds the test csv, the images (if the bundle takes any) and the sample submission by their names in
+    ``data``. Raises
     BundleError if a requirement of dermstack is not installed here.
     """
     notebook, wheels = notebook_paths(target)
     manifest, headline = bundle.manifest, bundle.manifest["headline"]
+    images = data.test_images or data.images or Path("images")
     paths = _PATHS.format(
         zip=f"{_stem(target)}.zip",
         wheels=wheels.name,
         test_csv=data.test.name if data.test else "test.csv",
-        images=(data.test_images or data.images or Path("images")).name,
+        images=f"named({images.name!r})" if bundle.takes_images else "None  # the bundle predicts from the table alone",
         sample=f"named({data.sample_submission.name!r})" if data.sample_submission else None,
     )
     title = _ATTACH.format(

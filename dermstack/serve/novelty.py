@@ -61,8 +61,10 @@ class NoveltyScorer:
 def fit_novelty(experiment: Experiment, runs: list[Run]) -> Novelty | None:
     """Fits the novelty model to the out-of-fold embeddings of the best trained run (else the best frozen run).
 
-    Returns None if a fold has too few rows for a density.
+    Returns None if a fold has too few rows for a density, and without image runs.
     """
+    if not runs:
+        return None
     run = max(runs, key=lambda run: (run.meta["kind"] == "image", auc_of(experiment, run)))
     oof, z = run.frame("oof"), run.array("oof_z")
     groups = experiment.split_group[experiment.rows_of(oof["id"])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from dermstack.errors import DataError, ImageError
-from dermstack.report.cases import overlay
-from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import read_bundled_fallback, read_fitted
 from dermstack.serve.expectations import cost_notes, lacking_columns, takes_age
-from dermstack.serve.image_runs import Level1, encoded_metadata, fold_folder, net_cache
+from dermstack.serve.heat_maps import encode_jpeg, heat_maps, heat_overlay, page_sized
+from dermstack.serve.image_runs import Level1, net_cache
 from dermstack.serve.novelty import read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
 from dermstack.serve.questions import answered, questions_of, range_notes, read_ranges
@@ -28,95 +26,10 @@ from dermstack.serve.review import decided, review_notes
 from dermstack.serve.standings import NOT_SEEN, Standing, standings
 from dermstack.serve.words import WORDS, known_words
 from image_models.cache import ImageCache, build_cache
-from image_models.device import pick_device
-from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
-from image_models.saved import NetCache
 from stack.fallback import FOLDER, STATE_FILE
 from stack.missing_codes import MAX_AGE, missing_codes
 from stack.units import UNIT
-
-PAGE_SIDE = 480  # pixels of a shown image's longer side
-_JPEG_QUALITY = 90
-
-
-def heat_maps(
-    bundle: Bundle,
-    store: NetCache,
-    caches: dict[int, ImageCache],
-    frame: pd.DataFrame,
-    *,
-    preferred_run: str | None = None,
-    device: str = "auto",
-) -> tuple[NDArray[np.float32], ImageRun]:
-    """Returns Grad-CAM maps (n, s, s) in 0..1 of the rows' cached images, and the run that they are from.
-
-    A map is the mean of `risk_maps` over the run's fold networks, divided by its maximum; all zero if no network finds
-    anything. Runs are tried until one has maps: trained runs first, then frozen ones (their first fold's head only),
-    ``preferred_run`` first among its kind. Raises ImageError if no run is a convolutional network with a late feature
-    map.
-    """
-    where = pick_device(device).type
-    runs = sorted(bundle.image_runs, key=lambda run: (run.kind == "frozen", run.name != preferred_run))
-    for run in runs:
-        cache = caches[int(run.settings["size"])]
-        pixels = cache.take(cache.rows_for(frame["id"]))
-        folds = range(bundle.folds if run.kind != "frozen" else 1)
-        try:
-            maps = [_net_heat_map(bundle, store, run, fold, pixels, frame, where) for fold in folds]
-        except ImageError:  # a transformer: another run may have a map
-            continue
-        mean = np.mean(maps, axis=0, dtype=np.float32)
-        top = mean.max(axis=(1, 2), keepdims=True)
-        return np.where(top > 0, mean / np.where(top > 0, top, 1), 0).astype(np.float32), run
-    raise ImageError(
-        f"no heat map: none of {', '.join(run.name for run in runs)} is a convolutional network whose last feature "
-        "map has more than one position"
-    )
-
-
-def heat_overlay(image: NDArray[np.uint8], heat: NDArray[np.float32], *, squeezed: bool) -> NDArray[np.uint8]:
-    """Draws a heat map (s, s) on an image (h, w, 3): on all of it or, if not ``squeezed``, on the centre square."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    covered = (height, width) if squeezed else (side, side)
-    stretched = np.asarray(Image.fromarray(heat).resize(covered[::-1], Image.Resampling.BILINEAR)).clip(0, 1)
-    top, left = (height - covered[0]) // 2, (width - covered[1]) // 2
-    full_heat = np.zeros((height, width), np.float32)
-    full_heat[top : top + covered[0], left : left + covered[1]] = stretched
-    return overlay(image, full_heat)
-
-
-def page_sized(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns the image (h, w, 3) reduced to the size in which the page shows it."""
-    small = Image.fromarray(image)
-    small.thumbnail((PAGE_SIDE, PAGE_SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(small)
-
-
-def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
-    """Encodes the pixels as JPEG, without metadata of the original file such as place or patient."""
-    with io.BytesIO() as file:
-        Image.fromarray(image).save(file, "JPEG", quality=_JPEG_QUALITY)
-        return file.getvalue()
-
-
-def _net_heat_map(
-    bundle: Bundle,
-    store: NetCache,
-    run: ImageRun,
-    fold: int,
-    pixels: NDArray[np.uint8],
-    frame: pd.DataFrame,
-    device: str,
-) -> NDArray[np.float32]:
-    """Returns the maps (n, s, s) of the first seed's network of a fold."""
-    metadata = encoded_metadata(bundle, run, fold, frame)
-    nets = store.read(
-        fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1], device=device
-    )
-    return pixel_risk_maps(nets[0], pixels, metadata, threads=int(bundle.manifest["threads"]))
-
 
 NET_CACHE_BYTES = 4 << 30  # weights kept in memory between patients; further weights are read again each time
 _ADVICE = "choose an image or a DICOM file (.dcm) instead"
@@ -215,9 +128,11 @@ def read_patient(
     folder until the call ends. Raises DataError naming every file that is not an image, unless the ensemble predicts
     these from the table alone, values that do not occur in training, and images whose unit is not given.
     """
+    if not ensemble.bundle.takes_images:
+        raise DataError(f"{ensemble.bundle.place} has no image model: predict one row of the table with `read_row`")
     if not photos:
         raise DataError("no image was given: choose at least one")
-    given = {csv: text.strip() for csv, text in (values or {}).items() if text.strip()}
+    given = _given(values)
     frame = _frame(ensemble, photos, age, sex, together, given)
     with ensemble.lock, TemporaryDirectory(prefix="dermstack-app-") as temporary:
         sources = [
@@ -239,11 +154,9 @@ def read_patient(
         made = made.set_index("id").loc[frame[UNIT]].reset_index(drop=True).assign(id=frame["id"])
     risk = made["p_calibrated"].to_numpy(np.float64)
     of_seen = standings(risk, ensemble.fitted.embeddings(level1[0]), own_risk=per_image) if rows else []
-    unknown = _unknown_columns(frame, together)
-    unknown += [question.name for question in ensemble.questions if question.csv not in given]
+    unknown = _unknown_columns(ensemble, frame, given, together)
     notes = [_unit_note(ensemble.bundle, frame)] if not per_image else []
-    notes += cost_notes(ensemble.bundle, unknown)
-    notes += review_notes(ensemble.bundle, lacking_columns(ensemble.bundle, frame, unknown)[0])
+    notes += _unknown_notes(ensemble, frame, unknown)
     if ensemble.fallback is not None:
         made = with_unreadable(made, frame, ensemble.fallback, ensemble.fitted)
         notes = [*_fallback_notes(ensemble.bundle, photos, made["basis"]), *notes]
@@ -264,15 +177,63 @@ def read_patient(
         )
         for row, photo in enumerate(photos)
     ]  # fmt: skip
+    return Reading(lesions, heat_map_run, [*notes, *_value_notes(ensemble, frame, age, given)])
+
+
+def read_row(
+    ensemble: Ensemble,
+    *,
+    age: float | None = None,
+    sex: str | None = None,
+    site: str | None = None,
+    values: Mapping[str, str] | None = None,
+) -> Reading:
+    """Returns score and calibrated risk of one row of the table, with a bundle that has no image model.
+
+    The row is a group of its own: features relative to the other rows of a patient take it as the only one. The score
+    equals that of `dermstack predict` for a csv with this row. Raises DataError for a bundle with an image model, and
+    for values that do not occur in training.
+    """
+    if ensemble.bundle.takes_images:
+        raise DataError(f"{ensemble.bundle.place} predicts images: give them to `read_patient`")
+    given = _given(values)
+    row = Photo("this row", b"", site, "this row")
+    frame = _frame(ensemble, [row], age, sex, True, given)
+    with ensemble.lock:
+        made = score_pictures(ensemble.bundle, ensemble.fitted, None, {}, frame)
+    unknown = _unknown_columns(ensemble, frame, given, True)
+    made = decided(ensemble.bundle, made, frame, unknown)
+    lesion = Lesion(
+        row.name, site, float(made["score"].iloc[0]), float(made["p_calibrated"].iloc[0]), None, False, None, None,
+        Standing(0, None, None, None, None, "The risk is predicted from the values of the table alone."),
+        decision=str(made["decision"].iloc[0]) if "decision" in made else None, basis="table",
+    )  # fmt: skip
+    notes = _unknown_notes(ensemble, frame, unknown)
+    return Reading([lesion], None, [*notes, *_value_notes(ensemble, frame, age, given)])
+
+
+def _given(values: Mapping[str, str] | None) -> dict[str, str]:
+    """Returns the values that are not empty, without spaces around them."""
+    return {csv: text.strip() for csv, text in (values or {}).items() if text.strip()}
+
+
+def _unknown_notes(ensemble: Ensemble, frame: pd.DataFrame, unknown: Sequence[str]) -> list[str]:
+    """Returns notes on what ``unknown`` columns cost, and on decisions that they prevent."""
+    lacking, _ = lacking_columns(ensemble.bundle, frame, unknown)
+    return [*cost_notes(ensemble.bundle, unknown), *review_notes(ensemble.bundle, lacking)]
+
+
+def _value_notes(ensemble: Ensemble, frame: pd.DataFrame, age: float | None, given: Mapping[str, str]) -> list[str]:
+    """Returns notes on an age that may mean "unknown", and on numbers far from those of training."""
     codes = [code.value for code in missing_codes(frame, few_rows=True) if code.is_number]
-    notes += [f"age {code} is often written for 'unknown': if it is here, leave the age empty" for code in codes]
+    notes = [f"age {code} is often written for 'unknown': if it is here, leave the age empty" for code in codes]
     if age is not None and not codes and ensemble.ages and not ensemble.ages[0] <= age <= ensemble.ages[1]:
         low, high = ensemble.ages
         notes.append(
             f"the age {age:g} lies outside {low:.3g} to {high:.3g}, where 98 % of the training images are: check it; "
             "if it is right, the ensemble has hardly seen such patients"
         )
-    return Reading(lesions, heat_map_run, [*notes, *range_notes(ensemble.questions, given)])
+    return [*notes, *range_notes(ensemble.questions, given)]
 
 
 def _fallback_notes(bundle: Bundle, photos: Sequence[Photo], basis: pd.Series) -> list[str]:
@@ -399,7 +360,8 @@ def _heat_overlays(
     ]
 
 
-def _unknown_columns(frame: pd.DataFrame, together: bool) -> list[str]:
+def _unknown_columns(ensemble: Ensemble, frame: pd.DataFrame, given: Mapping[str, str], together: bool) -> list[str]:
     """Returns the columns that are not known for any image."""
     unknown = [name for name in ("age", "sex", "site") if frame[name].isna().all()]
-    return unknown if together else [*unknown, "group"]
+    further = [question.name for question in ensemble.questions if question.csv not in given]
+    return [*unknown, *([] if together else ["group"]), *further]

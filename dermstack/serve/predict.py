@@ -116,13 +116,15 @@ def predict_with_dropped(
         _start_job(work, job)
         models = _Models(bundle, read_fitted(bundle), read_novelty(bundle), fallback)
         parts = list(_parts(bundle, rows.frame))
-        with out.bar("predict", bundle_passes(bundle) * len(rows.frame)) as progress:
+        passes = bundle_passes(bundle) if bundle.takes_images else 1
+        with out.bar("predict", passes * len(rows.frame), "images" if bundle.takes_images else "rows") as progress:
             for number, positions in enumerate(parts):
-                sources = with_contents([rows.sources[position] for position in positions], n_jobs=options.n_jobs)
+                of_part = [rows.sources[position] for position in positions] if bundle.takes_images else []
+                sources = with_contents(of_part, n_jobs=options.n_jobs)
                 contents = fingerprint({"contents": [source.content for source in sources]})
                 part = read_run(_part_folder(work, number))
                 if part is not None and part.meta.get("contents") == contents and "lost" in part.meta:
-                    progress(DoneBefore(bundle_passes(bundle) * len(positions)))
+                    progress(DoneBefore(passes * len(positions)))
                     continue
                 made, lost = _predict_part(models, rows.frame.iloc[positions], sources, work, options, progress)
                 meta = {"kind": _KIND, "contents": contents, "lost": lost}
@@ -199,6 +201,10 @@ def _predict_part(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Returns the predictions of a part, and the ids of its images that are left out."""
     bundle, fallback, pixels = models.bundle, models.fallback, work / "pixels"
+    if not bundle.takes_images:
+        made = score_pictures(bundle, models.fitted, None, {}, frame)
+        progress(len(frame))
+        return made, []
     caches = {
         size: build_cache(
             pixels / str(size),
@@ -244,7 +250,7 @@ def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
     If all rows fit in one part, they keep their order, so that batches equal those of the test rows in training.
     """
     each = sum(size * size * 3 for size in bundle.sizes)
-    max_images = int(np.clip(MAX_PART_BYTES // each, MIN_PART_IMAGES, MAX_PART_IMAGES))
+    max_images = int(np.clip(MAX_PART_BYTES // each, MIN_PART_IMAGES, MAX_PART_IMAGES)) if each else MAX_PART_IMAGES
     if len(frame) <= max_images:
         yield np.arange(len(frame))
         return
@@ -318,7 +324,7 @@ class OutputFiles:
 
 def predict_to_files(
     bundle: Bundle,
-    images: Path,
+    images: Path | None,
     metadata: Path | None,
     out: Out,
     outputs: OutputFiles,
@@ -337,7 +343,7 @@ def predict_to_files(
     drops_unreadable(on_unreadable)  # refuses other words before any work
     if outputs.sample and not outputs.submission:
         raise ConfigError(f"--sample {outputs.sample} needs --submission: name the submission to write")
-    inputs = (images if images.is_file() else None, metadata, outputs.sample, bundle.opened_zip)
+    inputs = (images if images and images.is_file() else None, metadata, outputs.sample, bundle.opened_zip)
     check_output(outputs.csv, "--out", inputs=inputs, closed=[bundle.folder])
     if outputs.submission:
         check_output(outputs.submission, "--submission", inputs=(*inputs, outputs.csv), closed=[bundle.folder])
@@ -415,13 +421,13 @@ def warn_of_fallback(bundle: Bundle, made: pd.DataFrame, out: Out) -> None:
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
     """Prints the training estimate of the bundle and the cost of missing columns."""
     manifest, headline = bundle.manifest, bundle.manifest["headline"]
-    trained_on, units = "rows", ""
+    trained_on, units, what = "rows", "", "images" if bundle.takes_images else "rows"
     if bundle.predict_per is not None:
         trained_on, units = "units", f", one prediction for {bundle.per_text}: {rows.frame[UNIT].nunique():,} units"
     out.say(
         f"{manifest['experiment']}: {bundle.objective} {headline['value']:.4f} [{headline['low']:.4f}, "
         f"{headline['high']:.4f}] {bundle.estimate} on {manifest['training']['rows']:,} training {trained_on}; "
-        f"{len(rows.frame):,} images of {rows.frame['group'].nunique():,} groups to predict{units}"
+        f"{len(rows.frame):,} {what} of {rows.frame['group'].nunique():,} groups to predict{units}"
     )
     about = filter(None, (bundle.selection_note, local_note(bundle)))
     for note in [*about, *table_notes(bundle, rows)]:

@@ -134,7 +134,7 @@ def recalibrate_to_bundle(
                 "the new bundle has no review band: the band of its parent is guaranteed for patients of training, not "
                 "for those that the risks are recalibrated for"
             )
-        out.say(f"next: dermstack predict --bundle {target} --images FOLDER --out predictions.csv")
+        out.say(f"next: {made.predict_command(target)}")
     shutil.rmtree(work, ignore_errors=True)
     return found
 

@@ -110,6 +110,8 @@ def write_bundle(
     whole, small = experiment, None
     if only is None:
         image_runs, stackers, blend = _finished_runs(experiment)
+        if onnx and not image_runs:
+            raise BundleError(f"--onnx: {experiment.config_path} has no image model to export: leave out --onnx")
     else:
         _refuse_own_features(experiment)
         small = distilled(experiment, only, out)
@@ -131,11 +133,12 @@ def write_bundle(
                 progress(1)
             _copy_blend(blend, folder / "blend", [run.name for run in (*image_runs, *stackers)])
             progress(1)
-        fallback = _copy_fallback(whole, folder / FOLDER)
+        fallback = bool(image_runs) and _copy_fallback(whole, folder / FOLDER)
         _write_settings(experiment, folder / "config.yaml")
         if small is None and (card := experiment.folder / "model_card.md").is_file():  # the card is that of the blend
             _copy(card, folder)
-        out.say("bundle: fitting the novelty model and measuring the cost of missing columns …")
+        fitting = "fitting the novelty model and " if image_runs else ""
+        out.say(f"bundle: {fitting}measuring the cost of missing columns …")
         if novelty := fit_novelty(experiment, image_runs):
             write_novelty(novelty, folder)
         write_promise(measure_promise(experiment, blend), folder)
@@ -205,10 +208,10 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
             f"{', '.join(imported)}: imported predictions cannot be computed for new images: stack in an experiment "
             "without these runs, and bundle that one"
         )
-    if not level1:
+    if not level1 and experiment.config.all_features.shortcuts:
         raise BundleError(
-            f"{experiment.config_path} has no image model: a bundle predicts images, so models of the table alone "
-            "cannot be bundled yet"
+            f"{experiment.config_path} has no image model, so its bundle reads no images, but features.shortcuts needs "
+            "their width, height and bytes: remove the key, stack again and bundle then"
         )
     if own := [run for run in level1 if is_own_backbone(run.meta["settings"]["backbone"])]:
         raise BundleError(

@@ -339,8 +339,6 @@ def unbundled(e: Evidence) -> list[str]:
     reasons = []
     if imported := of_kind(e, "imported"):
         reasons.append(f"the models behind {names(imported)} are not here")
-    elif not of_kind(e, "image", "frozen"):
-        reasons.append("it has no image model, and a bundle predicts images")
     if own := [model.name for _, model in nets_with_settings(e) if is_own_backbone(model.backbone)]:
         reasons.append(f"{listed(own)} {'has' if len(own) == 1 else 'have'} a network of the author's own code")
     if other := [run for run in stackers(e) if run.kind == "sklearn"]:
