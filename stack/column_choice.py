@@ -186,6 +186,10 @@ def _automatic(
     if numeric and test is not None:
         other = known_cells(test[column], column, rules.missing)
         numeric = bool((pd.to_numeric(other, errors="coerce").notna() == other.notna()).all())
+    if numeric and (infinite := np.isinf(numbers.to_numpy(np.float64, na_value=np.nan))).any():  # missing values
+        numeric = not infinite[known].all()  # `inf` alone is a word, such as one for inferior
+        cells = cells.mask(infinite) if numeric else cells
+        known = cells.notna().to_numpy()
     n = int(known.sum())
     odd = None if numeric or n < _MIN_ROWS else _number_text(column, train, test, rules)
     if odd is not None and (distinct > _MIN_DISTINCT_SHARE * n or distinct > MAX_LEVELS):

@@ -19,6 +19,7 @@ from stack.keys import MISSING_KEYS, unified_words
 from stack.number_texts import NumberText, number_text
 from stack.table_checks import nearest
 from tabular.expressions import Expression, derived_columns, parse
+from tabular.relative import LARGEST
 
 Kind = Literal["numeric", "categorical"]
 KINDS: tuple[Kind, ...] = ("numeric", "categorical")
@@ -29,6 +30,9 @@ RESERVED = frozenset({
     "part", "split_group", "logit", "score", "p", "p_calibrated",
 })  # fmt: skip
 _MAX_NAMED = 12  # columns that a message lists
+_MAX_IDS = 3  # rows that a message lists for each column
+
+InfiniteCells = dict[str, NDArray[np.bool_]]  # rows (n,) whose cell is infinite or beyond 1e38, by csv column
 
 
 class Choice(NamedTuple):
@@ -194,18 +198,21 @@ def read_values(
     faults: list[str],
     *,
     may_lack: bool = False,
+    infinite: InfiniteCells | None = None,
 ) -> pd.DataFrame:
     """Returns the values of the chosen columns: float32 (NaN missing) and str (NaN missing), from cells of text.
 
     A column that ``raw`` lacks, or that `features.python` computes, has no value in any row; for a derived column an
     absent one is a fault, unless the rows ``may_lack`` it, as new and external ones may. A cell of a numeric column
-    that is no finite number is appended to ``faults``.
+    that is no number is appended to ``faults``; one that is infinite or beyond 1e38 is a missing value, and
+    ``infinite`` gets its row.
     """
+    infinite = {} if infinite is None else infinite
     made: dict[str, NDArray[np.float32] | pd.Series] = {}
     for name, csv in columns.numeric.items():
-        made[name] = _numbers(raw, csv, missing, path, faults)
+        made[name] = _numbers(raw, csv, missing, path, faults, infinite)
     if columns.derived and not faults:
-        made |= _derived(raw, columns, missing, path, faults, may_lack=may_lack)
+        made |= _derived(raw, columns, missing, path, faults, infinite, may_lack=may_lack)
     made |= {name: np.full(len(raw), np.nan, np.float32) for name in columns.python}
     for name, csv in columns.categorical.items():
         if csv in raw:
@@ -215,30 +222,60 @@ def read_values(
     return pd.DataFrame(made, index=raw.index)
 
 
-def _numbers(raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: list[str]) -> NDArray[np.float32]:
-    """Returns the numbers (n,) of a csv column, NaN where it is absent; appends cells that are no number to faults."""
+def infinite_note(infinite: InfiniteCells, ids: pd.Series, path: Path) -> list[str]:
+    """Returns a note on the cells of a table that are infinite or beyond 1e38; [] where there are none.
+
+    ``ids`` (n,) name its rows.
+    """
+    if not infinite:
+        return []
+    parts = [
+        f"{csv!r} in {int(cells.sum()):,} rows ({first_of(ids[cells], _MAX_IDS)})" for csv, cells in infinite.items()
+    ]
+    listed = first_of(parts, _MAX_NAMED, separator="; ")
+    return [
+        f"{path}: infinite cells, and numbers beyond {LARGEST:g}, count as missing values: column {listed}; write a "
+        "number there if they stand for one"
+    ]
+
+
+def _numbers(
+    raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: list[str], infinite: InfiniteCells
+) -> NDArray[np.float32]:
+    """Returns the numbers (n,) of a csv column, NaN where it is absent; appends cells that are no number to faults.
+
+    Cells that are infinite or beyond 1e38 are NaN too, and ``infinite`` marks their rows.
+    """
     if csv not in raw:
         return np.full(len(raw), np.nan, np.float32)
     text = known_cells(raw[csv], csv, missing)
     numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    with np.errstate(over="ignore"):
-        values = numbers.astype(np.float32)
-    if (bad := text.notna().to_numpy() & ~np.isfinite(values)).any():
+    if (beyond := np.abs(numbers) > LARGEST).any():
+        infinite[csv] = beyond
+        numbers = np.where(beyond, np.nan, numbers)
+    values = numbers.astype(np.float32)
+    if (bad := text.notna().to_numpy() & np.isnan(values) & ~beyond).any():
         if (odd := number_text(text, csv, is_numeric=True)) is not None:
             faults.append(f"{path}: column {csv!r} holds {odd}")
             return values
         found = list(dict.fromkeys(text[bad]))
         listed = first_of(repr(value[:40]) for value in found)
         faults.append(
-            f"{path}: column {csv!r} holds {listed} in "
-            f"{int(bad.sum()):,} rows, which is no finite number: correct the cells, declare a code for missing "
-            "values in data.missing, or name the column in columns.categorical"
+            f"{path}: column {csv!r} holds {listed} in {int(bad.sum()):,} rows, which is no number: correct the cells, "
+            "declare a code for missing values in data.missing, or name the column in columns.categorical"
         )
     return values
 
 
 def _derived(
-    raw: pd.DataFrame, columns: TableColumns, missing: Codes, path: Path, faults: list[str], *, may_lack: bool
+    raw: pd.DataFrame,
+    columns: TableColumns,
+    missing: Codes,
+    path: Path,
+    faults: list[str],
+    infinite: InfiniteCells,
+    *,
+    may_lack: bool,
 ) -> dict[str, NDArray[np.float32]]:
     """Returns the derived columns; expressions name columns of the csv, also such as are no features themselves."""
     try:
@@ -252,7 +289,7 @@ def _derived(
                 if name not in raw:
                     near = nearest(name, raw.columns)
                     faults.append(f"{path}: no column {name!r} (features.derived){near}: correct the expression")
-        values = {name: _numbers(raw, name, missing, path, faults) for name in needed}
+        values = {name: _numbers(raw, name, missing, path, faults, infinite) for name in needed}
         made = derived_columns(pd.DataFrame(values, index=raw.index), expressions)
     except TabularError as error:
         faults.append(f"features.derived: {error}")

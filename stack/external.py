@@ -13,8 +13,8 @@ from dermstack.errors import DataError
 from stack.data_config import NO_RULES, ColumnRules
 from stack.keys import contained, keys_as_in
 from stack.net_columns import external_columns
-from stack.table import Table, read_external_frame, with_words_of
-from stack.table_checks import SENTINELS
+from stack.table import CASED, Table, read_external_frame, with_words_of
+from stack.table_checks import SENTINELS, case_notes
 
 if TYPE_CHECKING:
     from stack.config import Config
@@ -38,16 +38,18 @@ class ExternalRows:
     collided: int
     ungrouped: int
     shared: int = 0
+    notes: tuple[str, ...] = ()  # on infinite numbers
 
-    def warning(self) -> str | None:
-        """Returns a warning where groups have the names of groups of train or test; None where none has."""
+    def warnings(self) -> list[str]:
+        """Returns its notes, and a warning where groups have the names of groups of train or test."""
         if not self.shared:
-            return None
-        return (
+            return list(self.notes)
+        shared = (
             f"external {self.name}: {self.shared:,} rows have a group with the name of one of train or test. If they "
             "are one patient, the rows train the nets that score this patient, and scores are too good for new ones: "
             "remove the rows from its csv"
         )
+        return [*self.notes, shared]
 
     def summary(self) -> str:
         """Returns one line with the numbers of rows, positives, dropped rows and rows without a group."""
@@ -77,7 +79,8 @@ def read_external(
     Raises DataError that lists the faulty rows, and where ids are also in train or test and ``on_collision`` is refuse.
     Raises ConfigError where ``columns`` lacks id or target.
     """
-    frame = read_external_frame(path, columns, rules, primary.columns, further)
+    notes: list[str] = []
+    frame = read_external_frame(path, columns, rules, primary.columns, further, notes)
     known = pd.concat([primary.train["id"], primary.test["id"]])
     spelled = keys_as_in(frame["id"], known, f"{path}: id", of="train and test", refuse_doubtful=False)
     taken = pd.Series(contained(spelled, known), index=frame.index)
@@ -93,7 +96,7 @@ def read_external(
     named = keys_as_in(frame["group"], groups, f"{path}: group", of="train and test", refuse_doubtful=False)
     shared = pd.Series(contained(named, groups), index=frame.index) & ~is_ungrouped
     frame = frame.assign(group=name + ":" + group)
-    return ExternalRows(name, frame, int(taken.sum()), int(is_ungrouped.sum()), int(shared.sum()))
+    return ExternalRows(name, frame, int(taken.sum()), int(is_ungrouped.sum()), int(shared.sum()), tuple(notes))
 
 
 def read_external_tables(config: Config, primary: Table, out: Out) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -107,7 +110,10 @@ def read_external_tables(config: Config, primary: Table, out: Out) -> tuple[pd.D
             further=external_columns(config, primary.columns),
         )  # fmt: skip
         out.say(rows.summary())
-        if warning := rows.warning():
+        words = {name: columns[name] for name in CASED if name in columns} | dict(primary.columns.categorical)
+        for warning in rows.warnings() + case_notes(
+            rows.frame, words, external.table, primary.train, config.data.train
+        ):
             out.warn(warning)
         tables.append(rows)
     if not tables:

@@ -130,10 +130,24 @@ def similar_keys(keys: pd.Series) -> list[tuple[str, str]]:
     """
     names = keys.drop_duplicates()
     names = names[~names.str.strip().str.lower().isin(MISSING_KEYS)]
-    forms = names.map(lambda key: _number_form(key) or " ".join(_composed(key).casefold().split()))
+    forms = names.map(lambda key: _number_form(key) or _folded(key))
     repeated = forms.duplicated(keep=False)
     pairs = names[repeated].groupby(forms[repeated].to_numpy()).agg(sorted)
     return [(str(found[0]), str(found[1])) for found in pairs]
+
+
+def similar_words(words: pd.Series, known: pd.Series) -> list[tuple[str, str]]:
+    """Returns pairs of a word (n,) and a more frequent ``known`` one that differ only in case or spaces."""
+    names = list(map(str, known.value_counts().index))  # the most frequent first
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(_folded(name), name)
+    spellings = map(str, words.drop_duplicates())
+    return [(word, found) for word in spellings if (found := first.get(_folded(word), word)) != word]
+
+
+def _folded(key: str) -> str:
+    return " ".join(_composed(key).casefold().split())
 
 
 def other_spelling(strange: pd.Series, known: pd.Series, *, of: str) -> str:

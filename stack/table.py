@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from dermstack.errors import ConfigError, DataError
 from stack.cells import as_cells, read_columns
 from stack.column_choice import choose_columns
-from stack.columns import NO_COLUMNS, TableColumns, check_missing_names, fits, known_cells, read_values
+from stack.columns import (
+    NO_COLUMNS,
+    InfiniteCells,
+    TableColumns,
+    check_missing_names,
+    fits,
+    infinite_note,
+    known_cells,
+    read_values,
+)
 from stack.data_config import NO_RULES, Codes, ColumnRules
 from stack.keys import (
     MISSING_KEYS,
@@ -26,13 +35,14 @@ from stack.keys import (
 )
 from stack.missing_codes import MAX_AGE
 from stack.number_texts import number_text
-from stack.table_checks import group_faults, id_faults, listed, nearest, rows_text, targets_of
+from stack.table_checks import case_notes, group_faults, id_faults, listed, nearest, rows_text, targets_of
 from stack.units import GROUP, SEPARATOR, UNIT, check_whole, read_units, unit_columns
 
 REQUIRED = ("id", "target")
 ACQUISITION = ("width", "height", "bytes")  # properties of the image file, not of its content: law 8
 OPTIONAL = ("group", "age", "sex", "site", "diagnosis", "source", "fold", *ACQUISITION)
 TRAIN_ONLY = ("target", "diagnosis", "source", "fold")
+CASED = ("diagnosis", "source")  # roles whose words keep their case
 CODED = ("age", "sex", "site", "diagnosis", "source", *ACQUISITION)  # roles whose values may be declared as missing
 
 _MAX_LISTED = 5  # values listed of each fault, which also gives their number
@@ -48,7 +58,8 @@ class Table:
     false, the test csv has no groups and each test row is a group of its own, named by its id; where ``groups_known``
     is false, this holds for all rows. The further columns (`TableColumns`) are numeric (float32) or categorical (str).
     ``units`` is the unit of each image, by id, where predictions are made for units (`predict_per`). ``target_notes``
-    name the targets that count as negative and look like a positive word.
+    name the targets that count as negative and look like a positive word; ``value_notes`` the infinite numbers and the
+    words that differ only in case.
     """
 
     train: pd.DataFrame
@@ -58,6 +69,7 @@ class Table:
     columns: TableColumns = NO_COLUMNS
     units: pd.Series | None = None
     target_notes: tuple[str, ...] = ()
+    value_notes: tuple[str, ...] = ()
 
     @property
     def shared_groups(self) -> int:
@@ -71,7 +83,7 @@ class Table:
             "no column data.columns.group: each row is a group of its own. If several rows show one patient or lesion, "
             "they may be in different folds, and every score is then higher than on new patients"
         )
-        return [*self.target_notes, *([] if self.groups_known else [without])]
+        return [*self.target_notes, *self.value_notes, *([] if self.groups_known else [without])]
 
 
 def read_table(
@@ -99,6 +111,7 @@ def read_table(
     _check_columns(columns)
     faults: list[str] = []
     notes: list[str] = []
+    value_notes: list[str] = []
     keys = [name for name in unit_columns(per, columns) if name not in columns.values()]
     raw_train = _read_strings(train_csv, columns, faults, keys)
     raw_test = _read_strings(test_csv, columns, faults, keys) if test_csv else None
@@ -116,10 +129,10 @@ def read_table(
             target=train["target"].to_numpy(np.int8), group=train["group"], paths=(train_csv, test_csv), faults=faults,
         )  # fmt: skip
         check_missing_names(rules.missing, [*columns, *raw_train.columns], train_csv, faults)
-        train = pd.concat([train, read_values(raw_train, further, rules.missing, train_csv, faults)], axis=1)
+        train = _with_values(train, raw_train, further, rules.missing, train_csv, faults, value_notes)
         empty = raw_train.iloc[:0] if raw_test is None else raw_test
-        values = read_values(empty, further, rules.missing, test_csv or train_csv, faults)
-        test = None if test is None else pd.concat([test, values], axis=1)
+        if test is not None:
+            test = _with_values(test, empty, further, rules.missing, test_csv or train_csv, faults, value_notes)
     if train is not None and test is not None:
         test = _with_keys_of_train(test, train, (train_csv, test_csv), faults, grouped=grouped)
     further = replace(further, choices=tuple(one for one in further.choices if one.kind or one.column not in keys))
@@ -135,8 +148,31 @@ def read_table(
     if faults or train is None or test is None:
         raise DataError("\n".join(faults))
     test = with_words_of(test, train, further)
+    words = {**{name: columns[name] for name in CASED if name in columns}, **further.categorical}
+    value_notes += case_notes(train, words, train_csv)
+    if test_csv is not None:
+        value_notes += case_notes(test, words, test_csv, train, train_csv)
     joined = pd.concat(units) if units else None
-    return Table(train, test, grouped, "group" in columns, further, joined, tuple(notes))
+    return Table(train, test, grouped, "group" in columns, further, joined, tuple(notes), tuple(value_notes))
+
+
+def _with_values(
+    frame: pd.DataFrame,
+    raw: pd.DataFrame,
+    further: TableColumns,
+    missing: Codes,
+    path: Path,
+    faults: list[str],
+    notes: list[str] | None,
+    *,
+    may_lack: bool = False,
+) -> pd.DataFrame:
+    """Returns ``frame`` with its further columns, read from ``raw``; ``notes`` gets a note on infinite cells."""
+    infinite: InfiniteCells = {}
+    values = read_values(raw, further, missing, path, faults, may_lack=may_lack, infinite=infinite)
+    if notes is not None:
+        notes += infinite_note(infinite, frame["id"], path)
+    return pd.concat([frame, values], axis=1)
 
 
 def with_words_of(frame: pd.DataFrame, known: pd.DataFrame, further: TableColumns = NO_COLUMNS) -> pd.DataFrame:
@@ -204,7 +240,7 @@ def read_external_frame(
     ``further`` are the names of columns of ``table`` that are read too; those that the file lacks have missing values.
 
     The checks are those of a training csv, except that groups are not checked and one class is enough. ``notes`` gets
-    what `Table.target_notes` has. Raises DataError, ConfigError.
+    what `Table.target_notes` has, and a note on infinite numbers. Raises DataError, ConfigError.
     """
     for name in ("id", "target"):
         if name not in columns:
@@ -215,8 +251,8 @@ def read_external_frame(
     if raw is not None:
         frame = _checked_frame(raw, path, columns, faults, rules, is_train=True, is_external=True, notes=notes)
     if frame is not None and raw is not None and further and not faults:
-        values = read_values(raw, table.only(further), rules.missing, path, faults, may_lack=True)
-        frame = pd.concat([frame, values[list(further)]], axis=1)
+        wanted = [*frame.columns, *further]
+        frame = _with_values(frame, raw, table.only(further), rules.missing, path, faults, notes, may_lack=True)[wanted]
     if faults or frame is None:
         raise DataError("\n".join(faults))
     return frame
@@ -228,12 +264,14 @@ def read_new_frame(
     rules: ColumnRules = NO_RULES,
     further: TableColumns = NO_COLUMNS,
     per: Sequence[str] = (),
+    notes: list[str] | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Reads rows to predict, with the columns of `Table.test`; also returns the columns that the file lacks.
 
     Without a group column the group of every image is its id; other columns that are absent have missing values. With
     ``per``, the columns whose values name the unit of each image (`predict_per`), there is a column `UNIT` with it;
-    all of these must be there, and all images of a unit in one group. Raises DataError.
+    all of these must be there, and all images of a unit in one group. ``notes`` gets a note on infinite numbers. Raises
+    DataError.
     """
     faults: list[str] = []
     raw = _read_strings(
@@ -246,14 +284,15 @@ def read_new_frame(
         near = nearest(columns["id"], raw.columns)
         raise DataError(f"{path}: no column {columns['id']!r}{near}: rename the column that holds the image ids")
     frame = _checked_frame(raw, path, present, faults, rules, is_train=False)
-    values = read_values(raw, further, rules.missing, path, faults, may_lack=True)
+    if frame is not None:
+        frame = _with_values(frame, raw, further, rules.missing, path, faults, notes, may_lack=True)
     if frame is None or faults:
         raise DataError("\n".join(faults))
     if per:
         frame = frame.assign(**{UNIT: _units_of_new(raw, frame, per, columns, path, grouped="group" in present)})
     lacking = [name for name in columns if name not in present and name not in TRAIN_ONLY]
     absent = [name for name, csv in further.inputs(columns.values()).items() if csv not in raw]
-    return pd.concat([frame, values], axis=1), lacking + absent
+    return frame, lacking + absent
 
 
 def _units_of_new(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.listing import first_of
-from stack.keys import MISSING_KEYS, is_ascii, matches, spelled_twice, words_as_in
+from stack.keys import MISSING_KEYS, is_ascii, matches, similar_words, spelled_twice, words_as_in
 
 _UNSAFE = r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$"
 
@@ -219,6 +219,32 @@ def _is_positive(
     if not is_one_enough or not found.any():
         faults += absent
     return found.astype(np.int64)
+
+
+def case_notes(
+    frame: pd.DataFrame, shown: Mapping[str, str], path: Path, known: pd.DataFrame | None = None, of: Path | None = None
+) -> list[str]:
+    """Returns a note for each column in which words differ only in case or spaces, which are two categories then.
+
+    Compares the words of ``frame``, read from ``path``, with each other, or those of them that the table ``known``,
+    read from ``of``, lacks with its words. ``shown`` has the name in the csv of each column.
+    """
+    notes = []
+    for name, csv in shown.items():
+        if name not in frame or (known is not None and name not in known):
+            continue
+        words = frame[name].dropna()
+        others = words if known is None else known[name].dropna()
+        pairs = similar_words(words if known is None else words[~words.isin(others)], others)
+        if pairs:
+            (word, other), more = pairs[0], f", {len(pairs):,} such pairs" if len(pairs) > 1 else ""
+            n = int((words == word).sum())
+            notes.append(
+                f"{path}: column {csv!r} has {word!r} ({n:,} {'row' if n == 1 else 'rows'}), which differs from "
+                f"{other!r}{f' of {of}' if of else ''} only in case or spaces{more}: they count as two words; write "
+                "one spelling if they are one"
+            )
+    return notes
 
 
 def rows_text(mask: pd.Series) -> str:

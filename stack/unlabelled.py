@@ -23,6 +23,7 @@ from stack.data_config import ColumnRules, Unlabelled
 from stack.keys import contained, keys_as_in
 from stack.net_columns import external_columns
 from stack.table import Table, read_new_frame, with_words_of
+from stack.table_checks import case_notes
 
 if TYPE_CHECKING:
     from stack.config import Config
@@ -46,7 +47,9 @@ def read_unlabelled_tables(
     """
     frames, dropped = list[pd.DataFrame](), dict[str, int]()
     for table in config.data.unlabelled:
-        frame, collided = _read(table, config, primary, external)
+        frame, collided, notes = _read(table, config, primary, external)
+        for note in notes:
+            out.warn(note)
         text = f"unlabelled {table.name}: {len(frame):,} rows without a target"
         out.say(text + (f"; {collided:,} dropped, as their ids are in another table" if collided else ""))
         frames.append(frame.assign(source=table.name))
@@ -67,12 +70,15 @@ def read_unlabelled_tables(
     return together, dropped
 
 
-def _read(table: Unlabelled, config: Config, primary: Table, external: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Returns the rows of a table, and the number of those dropped because another table has their id."""
+def _read(
+    table: Unlabelled, config: Config, primary: Table, external: pd.DataFrame
+) -> tuple[pd.DataFrame, int, list[str]]:
+    """Returns the rows of a table, the number of those dropped because another table has their id, and notes."""
     columns = table.columns.model_dump(exclude_none=True)
     rules = ColumnRules(missing=config.data.missing_of(columns))
     further = primary.columns.only(external_columns(config, primary.columns))
-    frame, lacking = read_new_frame(table.table, columns, rules, further)
+    notes: list[str] = []
+    frame, lacking = read_new_frame(table.table, columns, rules, further, notes=notes)
     if named := sorted(set(lacking) & set(columns)):
         wanted = ", ".join(f"{columns[name]!r} (columns.{name})" for name in named)
         raise DataError(f"{table.table}: no column {wanted}: correct data.unlabelled.columns in the config")
@@ -95,7 +101,8 @@ def _read(table: Unlabelled, config: Config, primary: Table, external: pd.DataFr
         frame = frame.assign(group=groups)
     else:
         frame = frame.assign(group=f"{table.name}:" + frame["id"])
-    return frame, int(taken.sum())
+    notes += case_notes(frame, further.categorical, table.table, primary.train, config.data.train)
+    return frame, int(taken.sum()), notes
 
 
 def shown_folds(

@@ -140,7 +140,7 @@ def test_a_column_of_numbers_in_train_and_words_in_test_is_categorical(tmp_path:
     [
         ({"numeric": ("diametr",)}, ["no column 'diametr' (columns.numeric)", "did you mean 'diameter'?"]),
         ({"numeric": ("tbp_*",)}, ["no column fits 'tbp_*'"]),
-        ({"numeric": ("colour",)}, ["column 'colour' holds", "is no finite number", "columns.categorical"]),
+        ({"numeric": ("colour",)}, ["column 'colour' holds", "is no number", "columns.categorical"]),
         ({"numeric": ("diameter",), "categorical": ("diameter",)}, ["in columns.numeric and in columns.categorical"]),
         ({"categorical": ("patient",)}, ["'patient' (columns.categorical) is already mapped as columns.group"]),
         ({"missing": {"diametre": (0,)}}, ["no column fits 'diametre' (data.missing)", "did you mean 'diameter'?"]),
@@ -159,10 +159,59 @@ def test_a_named_column_that_only_train_has_is_refused(tmp_path: Path) -> None:
     assert "remove it from the config or add it" in said
 
 
-def test_infinite_and_too_large_numbers_are_refused(tmp_path: Path) -> None:
-    for cell in ("inf", "1e39"):
-        said = _refusal(tmp_path, _frame(diameter=[cell, *["1.5"] * (N - 1)]), numeric=("diameter",))
-        assert f"'{cell}' in 1 rows, which is no finite number" in said
+@pytest.mark.parametrize("numeric", ["auto", ("diameter",), ("diam*",)])
+def test_infinite_and_too_large_numbers_are_missing_values_and_named(tmp_path: Path, numeric: Any) -> None:
+    train = _frame(diameter=["inf", "-Infinity", "1e39", *map(str, np.arange(N - 3) * 0.5)])
+    test = _test_rows(train).assign(diameter=["2e38", *["1.5"] * (N - 1)])
+    table = _read(tmp_path, train, test, numeric=numeric)
+    assert table.train["diameter"].isna().tolist() == [True] * 3 + [False] * (N - 3)
+    assert table.test["diameter"].isna().tolist() == [True] + [False] * (N - 1)
+    of_train, of_test = table.notes
+    assert "train.csv: infinite cells" in of_train
+    assert "column 'diameter' in 3 rows (i0, i1, i2)" in of_train
+    assert "test.csv: infinite cells" in of_test
+    assert "1 rows (t0)" in of_test
+    notes: list[str] = []
+    frame, _ = read_new_frame(tmp_path / "test.csv", COLUMNS, ColumnRules(), table.columns, notes=notes)
+    assert frame["diameter"].isna().sum() == 1
+    assert notes == [of_test]
+    (tmp_path / "other.csv").write_text("id,y,diameter\na,0,inf\nb,1,2\n")
+    notes = []
+    columns = {"id": "id", "target": "y"}
+    frame = read_external_frame(tmp_path / "other.csv", columns, ColumnRules(), table.columns, ["diameter"], notes)
+    assert frame["diameter"].isna().tolist() == [True, False]
+    assert "column 'diameter' in 1 rows (a)" in notes[0]
+
+
+def test_infinite_cells_that_only_an_expression_reads_are_missing_values(tmp_path: Path) -> None:
+    train = _frame(diameter=["inf", *["1.5"] * (N - 1)])
+    table = _read(tmp_path, train, derived={"twice": "2 * diameter"})
+    assert table.train["twice"].isna().sum() == 1
+    assert "column 'diameter' in 1 rows (i0)" in table.notes[0]
+
+
+def test_a_column_in_which_inf_is_the_only_word_has_no_numbers(tmp_path: Path) -> None:
+    train = _frame(pole=["inf", ""] * (N // 2))
+    table = _read(tmp_path, train, numeric="auto", categorical="auto")
+    assert list(table.columns.categorical) == ["colour", "pole"]
+    assert not table.notes
+
+
+def test_words_that_differ_only_in_case_are_named(tmp_path: Path) -> None:
+    side = ["Left", "Right", *["left", "Left", "Left", "Right"] * ((N - 2) // 4), *["Left"] * ((N - 2) % 4)]
+    train = _frame(side=side, dx=["NV", *["nv"] * (N - 1)])
+    train.to_csv(tmp_path / "train.csv", index=False)
+    test = _test_rows(train).assign(side=["LEFT", "left", "RIGHT", "up"] * (N // 4))
+    test.to_csv(tmp_path / "test.csv", index=False)
+    columns = {**COLUMNS, "diagnosis": "dx"}
+    rules = ColumnRules(categorical=("side",))
+    table = read_table(tmp_path / "train.csv", tmp_path / "test.csv", columns=columns, rules=rules)
+    dx, of_train, of_test = table.notes
+    assert "train.csv: column 'dx' has 'NV' (1 row), which differs from 'nv' only in case" in dx
+    assert "train.csv: column 'side' has 'left' (14 rows), which differs from 'Left' only in case" in of_train
+    assert "test.csv: column 'side' has 'LEFT' (15 rows), which differs from 'Left' of " in of_test
+    assert "2 such pairs" in of_test
+    assert set(table.train["side"]) == {"Left", "left", "Right"}, "they stay two words"
 
 
 def test_declared_codes_are_missing_values_in_every_spelling(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def read_labelled_rows(
         targets = _with_ids_of(rows, targets, str(labels), str(metadata))
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)
     rows_and_targets(bundle, rows, targets, purpose)  # raises the errors of labels that cannot be used
-    return replace(rows, label_notes=tuple(notes)), targets
+    return replace(rows, notes=(*notes, *rows.notes)), targets
 
 
 def rows_and_targets(

@@ -32,7 +32,7 @@ class NewRows:
     frame: pd.DataFrame
     sources: list[Source]  # one for each row; none where the bundle predicts from the table alone
     missing: tuple[str, ...]  # columns that are not known: no values then; without group, each image is its own
-    label_notes: tuple[str, ...] = ()  # what is odd about their labels, where a csv has them
+    notes: tuple[str, ...] = ()  # what is odd about cells of their csv and, where they have them, about their labels
 
 
 def image_files(rows: NewRows) -> list[Path]:
@@ -58,11 +58,12 @@ def read_new_rows(
     """
     _check_given(bundle, images, metadata)
     columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
+    notes: list[str] = []
     if id_column:
         columns["id"] = id_column
     if metadata is not None:
         per = () if bundle.predict_per is None else bundle.predict_per.columns
-        frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns, per)
+        frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns, per, notes)
         frame = frame.assign(**{name: words_as_in(frame[name], known) for name, known in known_words(bundle).items()})
     elif bundle.unit_columns:
         raise DataError(
@@ -80,7 +81,8 @@ def read_new_rows(
         return NewRows(frame, [], tuple(missing))
     bits_stored = int(bundle.manifest.get("bits_stored", 0))
     found = image_sources(images, frame["id"].tolist(), files=files, swap_red_blue=swap_red_blue)
-    return NewRows(frame, [replace(source, bits_stored=bits_stored) for source in found], tuple(missing))
+    sources = [replace(source, bits_stored=bits_stored) for source in found]
+    return NewRows(frame, sources, tuple(missing), tuple(notes))
 
 
 def _check_given(bundle: Bundle, images: Path | None, metadata: Path | None) -> None:
@@ -158,11 +160,12 @@ def table_notes(bundle: Bundle, rows: NewRows) -> list[str]:
     """Returns sentences on what the models do not know of the rows, apart from their images.
 
     These are columns that are known for no row, with their measured cost; words that training does not have;
-    numbers most of which lie outside those of training, as in another unit; and labels that look like a positive word.
+    numbers most of which lie outside those of training, as in another unit; infinite numbers; and labels that look like
+    a positive word.
     """
     unknown = unknown_columns(bundle, rows.frame, rows.missing)
     outside = rows_out_of_range(bundle, rows.frame)
-    return [*rows.label_notes, *cost_notes(bundle, unknown), *unknown_words(bundle, rows.frame), *outside]
+    return [*rows.notes, *cost_notes(bundle, unknown), *unknown_words(bundle, rows.frame), *outside]
 
 
 def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:
