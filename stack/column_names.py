@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection
 
-PATIENTS = ("patient", "subject", "person", "participant", "individual")
-LESIONS = ("lesion",)
-KEYS = frozenset({"id", "name", "number", "nr", "no", "code", "key"})  # of what the other words of a name say
-_SHORT_PATIENTS = frozenset({"pid", "patid", "patno", "patnr", "ptid", "ptno", "subjid", "subid", "mrn"})
+# Words of names in English, then German, French, Spanish, Portuguese and Italian, without accents.
+PATIENTS = (
+    "patient", "subject", "person", "participant", "individual", "patienten", "patientin", "proband", "paciente",
+    "paziente",
+)  # fmt: skip
+LESIONS = ("lesion", "laesion", "lasion", "lesao", "lesione")
+# Words for a key, of what the other words of a name say.
+KEYS = frozenset({
+    "id", "name", "number", "nr", "no", "code", "key", "nummer", "numero", "num", "codigo", "codice", "kennung",
+})  # fmt: skip
+_SHORT_PATIENTS = frozenset({"pat", "pid", "patid", "patno", "patnr", "ptid", "ptno", "subjid", "subid", "mrn"})
+
+
+def plain_letters(text: str) -> str:
+    """Returns a text with letters without accents: `Âge` is Age, `Größe` is Grosse."""
+    if text.isascii():
+        return text
+    parts = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    return "".join(sign for sign in parts if not unicodedata.combining(sign))
 
 
 def name_words(name: str) -> list[str]:
-    """Returns the words of a column's or file's name in lower case: `PatientID` and `patient_id` are patient, id."""
-    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
+    """Returns the words of a column's or file's name in lower case: `PatientID` and `patient_id` are patient, id.
+
+    Letters are without accents (`plain_letters`).
+    """
+    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", plain_letters(name))
     return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
 
 

@@ -100,14 +100,16 @@ def targets_of(
             notes += _near_misses(values[numbers == 0], positive, path)
         bad = values.str.lower().isin(MISSING_KEYS)
         if bad.any():
-            faults.append(f"{path}: {rows_text(bad)} without a target: fill in the column or remove the rows")
+            faults.append(_without_target(path, bad, is_train=not may_be_one_class))
     else:
         lower = values.str.lower()
         known = ~lower.isin(MISSING_KEYS)
         as_booleans = bool(lower[known].isin(_BOOLEANS).all())  # a `yes` among 0 and 1 is a fault, not a boolean
         numbers = pd.to_numeric(lower.map(_BOOLEANS) if as_booleans else values, errors="coerce")
         bad = ~numbers.isin([0, 1])
-        if bad.any():
+        if bad.any() and not (bad & known).any() and known.any():
+            faults.append(_without_target(path, bad, is_train=not may_be_one_class))
+        elif bad.any():
             words = values[bad & ~lower.isin(MISSING_KEYS)]
             words = words[pd.to_numeric(words, errors="coerce").isna()]
             codes = sorted(set(as_numbers := pd.to_numeric(values[known], errors="coerce")))
@@ -128,6 +130,12 @@ def targets_of(
         only = int(numbers.iloc[0])
         faults.append(f"{path}: every target is {only}: both classes are needed, check columns.target")
     return numbers.where(~bad, 0).to_numpy(np.int8)
+
+
+def _without_target(path: Path, bad: pd.Series, *, is_train: bool) -> str:
+    return f"{path}: {rows_text(bad)} without a target: fill in the column or remove the rows" + (
+        "; if they are to be predicted, move them to a table of their own (data.test)" if is_train else ""
+    )
 
 
 def _are_words(positive: tuple[str, ...]) -> bool:

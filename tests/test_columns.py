@@ -317,7 +317,7 @@ def test_an_empty_cell_among_labels_of_0_and_1_is_named_for_a_bundle_of_words(tm
     (tmp_path / "y.csv").write_text("id,y\na,0\nb,1\nc,\n", encoding="utf-8")
     with pytest.raises(DataError) as caught:
         read_external_frame(tmp_path / "y.csv", {"id": "id", "target": "y"}, ColumnRules(positive=("malignant",)))
-    assert "(row 4)" in str(caught.value)
+    assert "row 4 without a target" in str(caught.value)
     assert "no target is" not in str(caught.value)
 
 

@@ -343,6 +343,91 @@ def test_numeric_features_of_groups_need_groups_of_test_rows(tmp_path: Path) -> 
             open_experiment(read_config(config, (override,)), config, Out(quiet=True))
 
 
+@pytest.mark.parametrize(
+    ("names", "words", "positive"),
+    [
+        (("Image file", "Patient ID", "Is it malignant?", "Age (years)", "Sex", "Body part"), (1, 0), None),
+        (("IMAGE", "PATIENT", "BENIGN OR MALIGNANT", "AGE AT DIAGNOSIS", "GENDER", "BODY SITE"), ("MAL", "BENIGN"), 0),
+        (("Bild", "Patientennummer", "Diagnose", "Alter", "Geschlecht", "Körperstelle"), ("bösartig", "gutartig"), 0),
+        (("Nom du fichier", "Numéro patient", "Diagnostic", "Âge", "Sexe", "Localisation"), ("maligne", "bénin"), 0),
+        (("imagen", "paciente", "diagnóstico", "edad", "sexo", "localización"), ("maligno", "benigno"), 0),
+        (("imagem", "código do paciente", "é maligno", "idade", "gênero", "localização"), ("sim", "não"), 0),
+        (("file", "pat", "Krebs?", "alter_jahre", "SEX", "Region"), ("ja", "nein"), 0),
+    ],
+)  # fmt: skip
+def test_headers_of_other_languages_and_questions_are_understood(
+    tmp_path: Path, names: tuple[str, ...], words: tuple[Any, Any], positive: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    n = 120
+    y = rng.random(n) < 0.6  # so that the positive class is not the rarer one
+    cells = [
+        [f"i{k}" for k in range(n)], [f"P{k // 2}" for k in range(n)], np.where(y, *map(str, words)),
+        rng.integers(20, 90, n), rng.choice(["m", "w"], n), rng.choice(["a", "b", "c"], n),
+    ]  # fmt: skip
+    frame = pd.DataFrame(dict(zip(names, cells, strict=True)))
+    frame.iloc[:90].to_csv(tmp_path / "Trainingsdaten.csv", index=False)
+    frame.iloc[90:].drop(columns=names[2]).to_csv(tmp_path / "Testdaten.csv", index=False)
+    data = drafted(tmp_path)["data"]
+    found = {role: name for role, name in data["columns"].items() if role not in ("target", "numeric", "categorical")}
+    assert found == dict(zip(("id", "group", "age", "sex", "site"), (*names[:2], *names[3:]), strict=True))
+    target = names[2] if positive is None else {"column": names[2], "positive": words[positive]}
+    assert data["columns"]["target"] == target
+    assert data["train"] == "Trainingsdaten.csv"
+
+
+def test_a_usual_name_of_targets_goes_before_a_phrase_and_a_phrase_is_asked_about() -> None:
+    cells = pd.DataFrame({"is it melanoma": ["0", "1"] * 4, "family history of melanoma": ["0", "1"] * 4})
+    (label,) = label_columns(cells, set())
+    assert label.column == "is it melanoma"
+    assert label.question == "is 'is it melanoma' the column of the targets?"
+    assert label_columns(cells.assign(y=["1", "0"] * 4), set())[0].column == "y"
+    assert not label_columns(cells, {"other"}, only=True)
+
+
+@pytest.mark.parametrize("name", ["copy of train.csv", "train (1).csv", "train - Kopie.csv"])
+def test_a_copy_comes_after_the_file_itself(tmp_path: Path, name: str) -> None:
+    frame = write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
+    test = frame.drop(columns="target").assign(image=lambda f: "t" + f["image"])
+    test.to_csv(tmp_path / "test.csv", index=False)
+    test.to_csv(tmp_path / name.replace("train", "test"), index=False)
+    frame.assign(old=1).to_csv(tmp_path / name, index=False)
+    data = drafted(tmp_path)["data"]
+    assert (data["train"], data["test"]) == ("train.csv", "test.csv")
+
+
+def test_images_in_an_archive_are_asked_about(tmp_path: Path) -> None:
+    write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
+    (tmp_path / "images.zip").write_bytes(b"PK\x03\x04")
+    made = draft_config(tmp_path, tmp_path / "config.yaml")
+    assert any("are the images in images.zip? Unpack it" in question for question in made.questions)
+
+
+def test_without_a_table_the_files_that_may_be_one_are_named(tmp_path: Path) -> None:
+    (tmp_path / "train.xlsx").write_bytes(b"PK\x03\x04...")
+    (tmp_path / "test.tsv").write_text("id\ty\na\t1\n")
+    (tmp_path / "train.csv").write_text("id;y;size\na;1;0,5\n")
+    with pytest.raises(DataError) as caught:
+        draft_config(tmp_path, tmp_path / "c.yaml")
+    for words in ("train.xlsx is an Excel file", "separated by tabs", "train.csv: its header is one column"):
+        assert words in str(caught.value)
+    assert "write a table with one row" not in str(caught.value)
+
+
+def test_folders_of_classes_are_named_where_there_is_no_table(tmp_path: Path) -> None:
+    for name in ("benign", "malignant"):
+        write_image(tmp_path / name / f"{name}.png", np.random.default_rng(0), positive=True)
+    with pytest.raises(DataError, match=r"folders benign \(1\), malignant \(1\): if their names are the classes"):
+        draft_config(tmp_path, tmp_path / "c.yaml")
+
+
+def test_one_question_is_one_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
+    frame.drop(columns="patient_id").to_csv(tmp_path / "train.csv", index=False)
+    assert run_cli("init", str(tmp_path), "--out", str(tmp_path / "c.yaml")) == 0
+    assert "with 1 question in its comments" in capsys.readouterr().out
+
+
 def test_ids_with_several_images_are_asked_about(tmp_path: Path) -> None:
     write_png_folders(tmp_path, n=40, n_test=0)
     shutil.copy(tmp_path / "batch_1" / "case0001.png", tmp_path / "batch_2" / "case0001.png")

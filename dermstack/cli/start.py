@@ -47,7 +47,9 @@ def init(
         said.say(line)
     for question in made.questions:
         said.warn(f"question: {question}")
-    said.say(f"config: {out}" + (f", with {len(made.questions)} questions in its comments" if made.questions else ""))
+    number = len(made.questions)
+    asked = f", with {number} {'question' if number == 1 else 'questions'} in its comments" if number else ""
+    said.say(f"config: {out}{asked}")
     if made.faults:
         raise DataError(f"{out} is written, but does not run before this is corrected:\n{made.faults}")
     for step in ("oof", "stack") if made.has_images else ("eda", "stack"):

@@ -25,6 +25,7 @@ from stack.missing_codes import missing_codes
 from stack.yaml_text import parse_yaml
 
 _FOLDS = (5, 4, 3, 6, 8, 10)  # numbers of folds to try: the first that leaves enough groups of both classes
+_MAX_FOLDERS = 30  # of images, which may be named by their class
 _MAX_SIZE = 64  # pixels: the drafted network takes minutes on a CPU for some thousand images
 _TITLE = (
     "Drafted by `dermstack init`. Comments that begin with `question` are what the files do not say: read them, then "
@@ -69,10 +70,12 @@ def draft_config(
     ``start`` is a folder or the training table; ``test``, ``images`` and ``target`` (a column) are the user's own
     choices. Writes nothing. Raises DataError where there is no table with ids and targets.
     """
-    read, unread = read_tables(start)
     folder = start if start.is_dir() else start.parent
-    root = images or folder
-    there = image_files(root)
+    there = image_files(images or folder)
+    try:
+        read, unread = read_tables(start)
+    except DataError as error:
+        raise DataError(f"{error}{_class_folders(there)}") from error
     tables = sort_tables(read, start, stems_of(there), test=test, target=target)
     found, tables, asked, why = _images(there, tables, is_named=start.is_file())
     if found is None and images is not None:
@@ -96,8 +99,9 @@ def _images(
 
     Without the images of the test rows, a named training table loses its test table.
     """
+    archive = [("data.images", there.of_archives)] if there.archives else []
     if not there.files and not there.packed:
-        return None, tables, [], "no image was found there"
+        return None, tables, archive, "no image was found there"
     ids = list(tables.train.cells[tables.id])
     test_ids = [] if tables.test is None else list(tables.test.cells[tables.id])
     found, why = find_images(there, ids, test_ids)
@@ -111,8 +115,20 @@ def _images(
             return without, replace(tables, test=None, sample=None), [("data.test", question)], ""
     if found is None:
         question = f"{why}; networks need an image of every row, so this config uses the table alone"
-        return None, tables, [("data.images", question)], why
+        return None, tables, [("data.images", question), *archive], why
     return found, tables, [("data.images", note) for note in found.notes], ""
+
+
+def _class_folders(there: ImageFiles) -> str:
+    """Returns the next step where there is no table, but images lie in folders that may be named by their class."""
+    folders = there.folders
+    if not 2 <= len(folders) <= _MAX_FOLDERS:
+        return ""
+    listed = ", ".join(f"{name} ({n:,})" for name, n in folders.items())
+    return (
+        f"\nthere are images in the folders {listed}: if their names are the classes, write a csv with the columns id "
+        "(the file's name without its suffix) and label (the folder's name), and a column of patients if they are known"
+    )
 
 
 def _checked(parts: _Parts, config: Path) -> DraftedConfig:

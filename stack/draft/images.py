@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from dermstack.errors import ImageError
+from dermstack.listing import first_of
 
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _SAMPLE = 16  # images decoded to learn their size
 
 
@@ -25,12 +27,27 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """What lies below a folder: image files, and HDF5 and TFRecord files; ``linked``: in linked folders too."""
+    """What lies below a folder: image files, HDF5 and TFRecord files, archives; ``linked``: in linked folders too."""
 
     root: Path
     files: Sequence[ImageFile] = ()
     packed: Sequence[Path] = ()
     linked: bool = False
+    archives: Sequence[Path] = ()
+
+    @property
+    def of_archives(self) -> str:
+        """What to do where the images may be in an archive; "" where there is none."""
+        if not self.archives:
+            return ""
+        names = first_of(path.name for path in self.archives)
+        return f"are the images in {names}? Unpack it, and run `dermstack init` again"
+
+    @property
+    def folders(self) -> dict[str, int]:
+        """Number of image files by the name of their folder, without those of the top folder."""
+        counts = Counter(Path(file.folder) for file in self.files)
+        return {path.name: n for path, n in sorted(counts.items()) if path != self.root}
 
 
 @dataclass(frozen=True)
@@ -59,16 +76,18 @@ def image_files(root: Path) -> ImageFiles:
     except ModuleNotFoundError:  # dermstack without the extra `image`: a table alone
         return ImageFiles(root)
     for linked in (False, True):
-        files, packed = [], []
+        files, packed, archives = [], [], []
         for entry in walk_files(root, follow_links=linked):
             stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a Path for each file costs seconds)
             if suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES):
                 files.append(ImageFile(os.path.dirname(entry.path), stem))  # noqa: PTH120
             elif suffix.lower() in (*HDF5_SUFFIXES, *TFRECORD_SUFFIXES):
                 packed.append(Path(entry.path))
+            elif suffix.lower() in _ARCHIVES:
+                archives.append(Path(entry.path))
         if files or packed:
-            return ImageFiles(root, files, packed, linked)
-    return ImageFiles(root)
+            return ImageFiles(root, files, packed, linked, archives)
+    return ImageFiles(root, archives=archives)
 
 
 def stems_of(there: ImageFiles) -> frozenset[str]:

@@ -11,7 +11,16 @@ import numpy as np
 import pandas as pd
 
 from dermstack.listing import first_of
-from stack.column_names import KEYS, LESIONS, PATIENTS, is_short_for_patients, name_words, names_keys_of, snake
+from stack.column_names import (
+    KEYS,
+    LESIONS,
+    PATIENTS,
+    is_short_for_patients,
+    name_words,
+    names_keys_of,
+    plain_letters,
+    snake,
+)
 from stack.keys import MISSING_KEYS
 from stack.missing_codes import MAX_AGE
 from stack.table_checks import SENTINELS
@@ -24,16 +33,38 @@ _LABEL_NAMES = (
     "target", "label", "malignant", "is_malignant", "malignancy", "melanoma", "is_melanoma", "benign_malignant", "mel",
     "class", "outcome", "y", "ground_truth", "gt", "dx", "diagnosis", "diagnostic", "category",
 )  # fmt: skip
-_MANY_CLASSES = ("dx", "diagnosis", "diagnostic", "label", "class", "category", "target")
+# Words of a header such as `Is it malignant?` that may name the targets, and words with which it says another thing.
+_LABEL_WORDS = frozenset({
+    "target", "label", "malignant", "malignancy", "melanoma", "cancer", "outcome", "dx", "diagnosis", "diagnostic",
+    "diagnose", "bosartig", "boesartig", "krebs", "maligne", "malin", "diagnostico", "maligno", "maligna", "melanom",
+    "melanome", "diagnosi",
+})  # fmt: skip
+_OTHER_WORDS = frozenset({
+    "history", "family", "personal", "previous", "prior", "age", "date", "year", "time", "day", "days", "size", "count",
+    "number", "id", "confidence", "method", "confirmed", "confirm", "type", "weight", "risk", "suspected", "alter",
+    "familie", "edad", "idade", "data", "fecha", "datum",
+})  # fmt: skip
+_MANY_CLASSES = frozenset({
+    "dx", "diagnosis", "diagnostic", "label", "class", "category", "target", "diagnose", "diagnostico", "diagnosi",
+})  # fmt: skip
+_SEX = ("sex", "gender", "geschlecht", "sexe", "sexo", "sesso", "genero")
+_AGE = frozenset({"age", "alter", "edad", "idade", "eta"})
+_SITE = (
+    "anatom", "anatomical", "localization", "localisation", "site", "location", "region", "position", "lokalisation",
+    "lokalisierung", "korperstelle", "koerperstelle", "localizacion", "localizacao", "localizzazione", "body",
+)  # fmt: skip
 _MAX_CLASSES = 50  # different words of a column of diagnoses
 _POSITIVE = frozenset({
     "malignant", "malign", "melanoma", "mel", "positive", "pos", "cancer", "cancerous", "carcinoma", "case", "diseased",
-    "disease", "abnormal", "event", "mm", "m",
+    "disease", "abnormal", "event", "mm", "m", "bosartig", "boesartig", "krebs", "krank", "melanom", "maligne", "malin",
+    "melanome", "maligno", "maligna", "positiv", "positif", "positivo", "ja", "oui", "si", "sim", "yes", "true",
 })  # fmt: skip
 _NEGATIVE = frozenset({
     "benign", "negative", "neg", "normal", "healthy", "control", "nevus", "nv", "non-malignant", "non_malignant",
-    "nonmalignant", "not malignant", "no event", "other", "b",
+    "nonmalignant", "not malignant", "no event", "other", "b", "gutartig", "gesund", "benin", "benigne", "benigno",
+    "benigna", "negativ", "negatif", "negativo", "nein", "non", "no", "nao", "false",
 })  # fmt: skip
+_IS_MALIGNANT = re.compile(r"\bmalignan|(?<!non-)\bmelanom(a|e)?\b")
 _BOOLEANS = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"0.0", "1.0"})
 _AGE_UNKNOWN = 5  # different values outside 0 to 120 that are taken as codes of a column of ages
 # Words in the names of columns that come from the diagnosis, which rows to predict do not have.
@@ -50,6 +81,7 @@ class Label(NamedTuple):
     column: str
     positive: tuple[str, ...] = ()
     question: str = ""
+    is_phrase: bool = False  # its name is none of the usual ones, but holds a word such as malignant
 
 
 NO_GROUP = (
@@ -100,18 +132,26 @@ def id_columns(cells: pd.DataFrame, stems: frozenset[str], hints: set[str]) -> l
 def label_columns(cells: pd.DataFrame, hints: set[str], *, only: bool = False) -> list[Label]:
     """Returns the columns that can hold the targets, the most likely one first; ``hints`` are names in other tables.
 
-    With ``only`` no column but these is considered.
+    With ``only`` no column but these is considered. A column whose name only holds a word of a usual name, such as
+    `Is it malignant?`, comes after all others, with the question whether it is the right one.
     """
     rated = []
     for position, name in enumerate(map(str, cells.columns)):
-        form = snake(name)
-        if name not in hints and (only or form not in _LABEL_NAMES):
+        form, words = snake(name), set(name_words(name))
+        is_phrase = name not in hints and form not in _LABEL_NAMES
+        if is_phrase and (only or not words & _LABEL_WORDS or words & _OTHER_WORDS):
             continue
-        label, kind = _as_label(name, cells.iloc[:, position], may_have_many=form in _MANY_CLASSES or name in hints)
+        may_have_many = bool(words & _MANY_CLASSES) or name in hints
+        label, kind = _as_label(name, cells.iloc[:, position], may_have_many=may_have_many)
         if label is not None:
-            rank = _LABEL_NAMES.index(form) if form in _LABEL_NAMES else len(_LABEL_NAMES)
-            rated.append(((name not in hints, kind, rank), label))
-    return [label for _, label in sorted(rated, key=lambda one: one[0])]
+            rank = _LABEL_NAMES.index(form) if form in _LABEL_NAMES else len(_LABEL_NAMES) + len(words)
+            rated.append(((name not in hints, is_phrase, kind, rank), label._replace(is_phrase=is_phrase)))
+    found = [label for _, label in sorted(rated, key=lambda one: one[0])]
+    if found and found[0].is_phrase:
+        others = "".join(f" or {label.column!r}" for label in found[1:4])
+        asked = f"is {found[0].column!r}{others} the column of the targets?"
+        found[0] = found[0]._replace(question=f"{asked} {found[0].question}".strip())
+    return found
 
 
 def _as_label(name: str, values: pd.Series, *, may_have_many: bool) -> tuple[Label | None, int]:
@@ -128,7 +168,10 @@ def _as_label(name: str, values: pd.Series, *, may_have_many: bool) -> tuple[Lab
         if numbers.notna().all():
             high = f"{numbers.max():g}"
             return Label(name, (high,), f"is {high} the positive value of {name!r} ({_shares(counts)})?"), 1
-        certain = [word for word in found if word in _POSITIVE or (found - {word}) & _NEGATIVE]
+        certain = [
+            word for word in found
+            if plain_letters(word) in _POSITIVE or {plain_letters(one) for one in found - {word}} & _NEGATIVE
+        ]  # fmt: skip
         positive = certain[0] if len(certain) == 1 else str(counts.index[-1])
         written = _as_written(values, [positive])
         why = "" if len(certain) == 1 else ", the rarer one,"
@@ -136,7 +179,8 @@ def _as_label(name: str, values: pd.Series, *, may_have_many: bool) -> tuple[Lab
         return Label(name, written, question), 1
     if not may_have_many or len(found) > _MAX_CLASSES or numbers.notna().all():
         return None, 0
-    hits = [word for word in counts.index if word in _POSITIVE or re.search(r"\bmalignan|(?<!non-)\bmelanoma", word)]
+    plain = {word: plain_letters(word) for word in counts.index}
+    hits = [word for word in counts.index if plain[word] in _POSITIVE or _IS_MALIGNANT.search(plain[word])]
     if not hits:
         return None, 0
     written = _as_written(values, hits)
@@ -182,10 +226,10 @@ def find_roles(train: pd.DataFrame, test: pd.DataFrame | None, *, taken: Sequenc
         missing[age] = codes
         questions.append(("data.missing", f"{age} holds {_listed(codes)}, taken as codes for a missing value; right?"))
     left = [name for name in shared if name not in columns.values()]
-    take("sex", _by_words(train, left, ("sex", "gender"), most=8))
-    take("site", _by_words(train, left, ("anatom", "anatomical", "localization", "localisation", "site", "location",
-                                         "region", "position"), most=200))  # fmt: skip
-    for role, names in (("age", ("age",)), ("sex", ("sex", "gender")), ("site", ("site", "localization", "anatom"))):
+    take("sex", _by_words(train, left, _SEX, most=8))
+    left = [name for name in left if name not in columns.values()]
+    take("site", _by_words(train, left, _SITE, most=200))
+    for role, names in (("age", _AGE), ("sex", _SEX), ("site", ("site", "localization", "anatom"))):
         only = [name for name in free if name not in shared and set(name_words(name)) & set(names)]
         if role not in columns and only:
             questions.append((f"data.columns.{role}", f"{only[0]!r} is only in the training table, so it is not used"))
@@ -256,7 +300,7 @@ def _age(
     train: pd.DataFrame, test: pd.DataFrame | None, shared: Sequence[str], questions: list[tuple[str, str]]
 ) -> tuple[str | None, tuple[str | float, ...]]:
     """Returns the column of ages in years, and its values that are none: words, and numbers outside 0 to 120."""
-    for name in sorted((n for n in shared if "age" in name_words(n)), key=lambda n: len(name_words(n))):
+    for name in sorted((n for n in shared if _AGE & set(name_words(n))), key=lambda n: len(name_words(n))):
         values = pd.concat([known(table[name]) for table in _tables(train, test)])
         numbers = pd.to_numeric(values, errors="coerce")
         good = numbers.between(0, MAX_AGE)
@@ -290,7 +334,7 @@ def _by_words(train: pd.DataFrame, names: Sequence[str], words: Sequence[str], *
             if word in name_words(name):
                 values = known(train[name])
                 text = pd.to_numeric(values, errors="coerce").isna().mean() if len(values) else 0.0
-                if 2 <= values.nunique() <= most and (text > 0.5 or word in ("sex", "gender")):
+                if 2 <= values.nunique() <= most and (text > 0.5 or words is _SEX):
                     return name
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from dermstack.errors import DataError
+from dermstack.listing import first_of
 from image_models.io.folders import walk_files
 from stack.cells import read_cells
 from stack.column_names import name_words
@@ -17,6 +19,13 @@ from stack.draft.roles import Label, id_columns, label_columns
 SUFFIXES = (".csv", ".parquet", ".pq")
 MAX_TABLES = 200  # tables of one folder that are read
 # words in the names of columns that hold predictions
+# File names of copies, which come after the files without such a word: `copy of train.csv`, `train (1).csv`.
+_COPIES = ("copy", "kopie", "copie", "copia", "backup", "bak", "old")
+_COPY_NUMBER = re.compile(r"\(\d+\)$")
+_TRAIN = ("train", "training", "trainingsdaten", "entrainement", "apprentissage", "entrenamiento", "treino")
+_TEST = ("test", "testdaten", "prueba", "teste")
+# Files that may be meant as tables: why they cannot be read is told where there is no other.
+_OTHER_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods", ".tsv", ".tab", ".txt", ".json", ".feather", ".pkl", ".npz")
 PREDICTION_WORDS = frozenset({"p", "pred", "preds", "prediction", "prob", "probability", "score", "oof"})
 _EXPERIMENT_FILES = frozenset({"fingerprints.json", "run.json", "cache.json", "index.parquet"})  # of dermstack's own
 
@@ -36,6 +45,11 @@ class FoundTable:
     def has_word(self, *words: str) -> bool:
         """Whether the file's name holds one of these words."""
         return bool(set(words) & set(name_words(self.path.stem)))
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the file's name says that it is a copy of another."""
+        return self.has_word(*_COPIES) or _COPY_NUMBER.search(self.path.stem.strip()) is not None
 
 
 @dataclass(frozen=True)
@@ -77,11 +91,27 @@ def read_tables(start: Path) -> tuple[list[FoundTable], list[str]]:
     if len(paths) > MAX_TABLES:
         notes.append(f"{len(paths):,} tables in {folder}: only the first {MAX_TABLES} were read; name the training csv")
     if not tables:
+        notes += _other_files(folder)
+        if notes:
+            raise DataError(f"{folder} holds no csv or parquet file that can be read:\n" + "\n".join(notes[:5]))
         raise DataError(
-            f"{folder} holds no csv or parquet file that can be read{': ' + notes[0] if notes else ''}: write a table "
-            "with one row an image, with a column of ids (the names of the image files) and one of targets"
+            f"{folder} holds no csv or parquet file: write a table with one row an image, with a column of ids (the "
+            "names of the image files) and one of targets"
         )
     return tables, notes
+
+
+def _other_files(folder: Path) -> list[str]:
+    """Returns why files in the folder that may be meant as tables are not read."""
+    notes = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _OTHER_SUFFIXES and path.is_file() and not path.name.startswith((".", "~$")):
+            try:
+                read_cells(path)
+                notes.append(f"not read: {path} has another suffix: name it .csv")
+            except DataError as error:
+                notes.append(f"not read: {error}")
+    return notes
 
 
 def sort_tables(
@@ -92,7 +122,7 @@ def sort_tables(
     ``start`` is the training table where it is a file; ``test`` and ``target`` are the user's own choices. Raises
     DataError where no table has a column of ids and one of targets.
     """
-    samples = [table for table in tables if _looks_like_sample(table)]
+    samples = sorted((table for table in tables if _looks_like_sample(table)), key=lambda table: table.is_copy)
     hints = {str(table.cells.columns[1]) for table in samples}
     train, label, row_id, rest = _training_table(tables, start, stems, hints, samples, test, target)
     ids = frozenset(train.cells[row_id])
@@ -123,9 +153,8 @@ def sort_tables(
             extra = [name for name in table.columns if name not in train.columns]
             if extra and not table.has_word("sample", "submission"):
                 questions.append((
-                    "data.train", f"{table.path.name} has rows of the same ids with {len(extra)} further columns "
-                    f"({', '.join(extra[:4])}{', …' if len(extra) > 4 else ''}); join them into the training table to "
-                    "use them?",
+                    "data.train", f"{table.path.name} has rows of the same ids and columns that {train.path.name} "
+                    f"lacks ({first_of(extra, 4)}); join them into the training table to use them?",
                 ))  # fmt: skip
     return replace(
         found, test=found_test, sample=sample, duplicates=duplicates, predictions=tuple(predictions),
@@ -167,10 +196,11 @@ def _training_table(
         labels = label_columns(table.cells, wanted, only=bool(target))
         labels = [label for label in labels if label.column not in ids[:1]]
         if ids and labels and prediction_column(table, ids[0]) is None:
-            by_name = 2 * table.has_word("train", "training") - 2 * table.has_word("test", "val", "valid", "validation")
-            candidates.append(((by_name + (table.cells.shape[1] > 2), len(table.cells)), table, labels[0], ids[0]))
+            by_name = 2 * table.has_word(*_TRAIN) - 2 * table.has_word(*_TEST, "val", "valid", "validation")
+            rank = by_name + (table.cells.shape[1] > 2) - 2 * labels[0].is_phrase
+            candidates.append(((rank, not table.is_copy, len(table.cells)), table, labels[0], ids[0]))
         else:
-            lacks = "a column of ids" if not ids else "a column of targets"
+            lacks = "a column of ids" if not ids else f"a column of targets among {first_of(table.columns, 12)}"
             reasons.append(f"{table.path.name} lacks {lacks}")
     if not candidates:
         what = f"column {target!r} with two or more values" if target else "column of targets (0/1 or words)"
@@ -213,7 +243,7 @@ def _test_table(
         if not shared or prediction_column(table, row_id) is not None or ids & set(table.cells[row_id]):
             continue
         labelled = label.column in table.columns and (table.cells[label.column].str.strip() != "").any()
-        if labelled and not table.has_word("test"):
+        if labelled and not table.has_word(*_TEST):
             questions.append(
                 (
                     "data.test",
@@ -222,7 +252,8 @@ def _test_table(
                 )
             )
             continue
-        fitting.append(((table.has_word("test"), not labelled, len(shared), len(table.cells)), table))
+        rank = (table.has_word(*_TEST), not labelled, not table.is_copy, len(shared), len(table.cells))
+        fitting.append((rank, table))
     fitting.sort(key=lambda one: one[0], reverse=True)
     if not fitting:
         return None, questions
