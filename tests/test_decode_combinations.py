@@ -285,3 +285,36 @@ def test_signed_numbers_of_eight_bits_are_refused() -> None:
     assert signed != data
     with pytest.raises(ImageError, match="signed numbers of 8 bits"):
         read(signed)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_signed_grey_of_sixteen_bits_fills_the_range_of_its_fifteen(order: str) -> None:
+    values = ramp(32767).astype(f"{order}i2")
+    data = signed_tiff(values, order)
+    expected = (ramp(32767) >> 7).astype(np.uint8)  # as skimage.util.img_as_ubyte has it
+    for bits_stored in (0, 15, 16):
+        picture = read(data, bits_stored=bits_stored)
+        assert np.array_equal(picture.image[..., 0], expected)
+        assert picture.bits == 15
+    few = signed_tiff(ramp(4095).astype(f"{order}i2"), order)
+    assert np.array_equal(read(few, bits_stored=12).image[..., 0], (ramp(4095) >> 4).astype(np.uint8))
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_negative_grey_is_refused_as_such(depth: int) -> None:
+    values = ramp(30000).astype(f"<i{depth}") - 1000
+    with pytest.raises(ImageError, match="negative grey values, down to -1000"):
+        read(signed_tiff(values, "<"))
+
+
+def signed_tiff(values: np.ndarray, order: str) -> bytes:
+    """A TIFF of signed grey numbers."""
+    height, width = values.shape
+    data, bits = values.tobytes(), 8 * values.dtype.itemsize
+    words = [
+        (256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height),
+        (279, len(data)), (339, 2),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in words)
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data))
+    return start + data + struct.pack(f"{order}H", len(words)) + entries + bytes(4)

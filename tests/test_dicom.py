@@ -337,3 +337,10 @@ def test_a_palette_of_bytes_in_words_is_not_black(tmp_path: Path, bits: int, shi
     dataset(ExplicitVRLittleEndian, **pixels, **palette).save_as(tmp_path / "a.dcm", enforce_file_format=True)
     image = read_dicom(tmp_path / "a.dcm", min_side=8).image
     assert (image == np.arange(256, dtype=np.uint8).reshape(16, 16, 1)).all()
+
+
+def test_colours_of_sixteen_bits_with_a_sign_are_refused(tmp_path: Path) -> None:
+    values = np.full((8, 8, 3), -5, np.int16)
+    tags = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
+    with pytest.raises(ImageError, match=r"a\.dcm.*colours of 16 bits with a sign"):
+        read_dicom(grey(tmp_path / "a.dcm", values, **tags), min_side=8)

@@ -27,7 +27,7 @@ MAX_ENCODED_BYTES = 1 << 29  # bytes of one encoded image
 
 MAX_DOWNSCALE = 4  # a JPEG is decoded at no less than a quarter of its size
 
-DECODER_VERSION = 3  # raise it where an image now gives other pixels, so that caches are made again
+DECODER_VERSION = 4  # raise it where an image now gives other pixels, so that caches are made again
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
@@ -71,9 +71,9 @@ def decode(
 
     A JPEG may be decoded at a reduced scale, down to 1/4, as long as both sides keep ``min_side`` pixels: libjpeg then
     skips most of the arithmetic. Transparency is blended onto white. 16-bit values keep the high byte of their lower
-    ``bits_stored`` bits (0: of all 16). ``upright=False`` ignores the EXIF orientation; ``tolerate`` accepts a JPEG
-    with stray bytes after its last pixel. Raises ImageError with ``name`` and the reason, also for a file of several
-    images and for one without a visible pixel.
+    ``bits_stored`` bits (0: of all 16, or of 15 where they are signed). ``upright=False`` ignores the EXIF orientation;
+    ``tolerate`` accepts a JPEG with stray bytes after its last pixel. Raises ImageError with ``name`` and the reason,
+    also for a file of several images and for one without a visible pixel.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty: {_ADVICE}")
@@ -142,13 +142,16 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
         is_deep = ";16" in str(image.tile)
         is_negative = tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         depth = 16 if tags is None else int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+        is_signed = tags is not None and _SIGNED in tags.get(_SAMPLE_FORMAT, ())
         if tags is not None:
             _check_samples(tags, depth, name, is_raw="'raw'" in str(image.tile), bits_stored=bits_stored)
         image.load()  # for a TIFF, Pillow checks the size again
         orientation = 1 if tags is not None or not upright else int(image.getexif().get(_ORIENTATION, 1))
         if image.mode.startswith("I") or image.mode == "F":
-            values = _sixteen_bit(np.asarray(image), name)
+            values = _sixteen_bit(np.asarray(image), name, is_signed=is_signed)
             clear = values == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else None
+            if is_signed and depth == 16:  # one bit is the sign: white is 32767, as for scikit-image
+                bits_stored = min(bits_stored or 15, 15)
             grey, bits = _high_byte(values, name, depth if depth < 16 else bits_stored)
             if is_negative:
                 grey = 255 - grey
@@ -272,8 +275,13 @@ def _check_visible(alpha: NDArray[Any], name: str) -> None:
         )
 
 
-def _sixteen_bit(grey: NDArray[np.generic], name: str) -> NDArray[np.uint16]:
+def _sixteen_bit(grey: NDArray[np.generic], name: str, *, is_signed: bool) -> NDArray[np.uint16]:
     """Returns 16-bit grey, which Pillow may hold in wider types, as uint16; raises ImageError beyond 16 bits."""
+    if is_signed and (lowest := int(grey.min())) < 0:
+        raise ImageError(
+            f"{name}: negative grey values, down to {lowest}: which is black is not known, so save it with 8 or 16 "
+            "bits without a sign"
+        )
     if not np.issubdtype(grey.dtype, np.integer) or grey.min() < 0 or grey.max() > 65535:
         raise ImageError(f"{name}: grey values outside 16 bits ({grey.dtype}): save it with 8 or 16 bits a channel")
     return grey.astype(np.uint16)

@@ -129,6 +129,8 @@ def _colour(tags: pydicom.Dataset) -> NDArray[np.uint8]:
         values, bits = pixel_array(tags), int(tags.BitsStored)
     if values.ndim != 3 or values.shape[2] != 3:
         raise ValueError(f"{tags.PhotometricInterpretation} of shape {values.shape}")
+    if values.dtype.kind == "i" and bits > 8:  # of 8 bits, some writers set the tag for unsigned colours
+        raise ValueError(f"colours of {bits} bits with a sign (PixelRepresentation 1), which the standard excludes")
     high: NDArray[np.uint8] = (values >> max(0, bits - 8)).astype(np.uint8)
     return high
 
