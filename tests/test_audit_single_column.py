@@ -11,8 +11,12 @@ from audited_experiment import clean_rows
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from dermstack.audit.single_column import association_p, column_association, one_hot, one_sided_rank_p
+from dermstack.audit.columns import number_columns
+from dermstack.audit.drift import shortcuts
+from dermstack.audit.single_column import association_p, column_association, column_auc, one_hot, one_sided_rank_p
+from stack.columns import TableColumns
 from stack.metrics.intervals import Interval, interval
+from stack.table import Table
 
 
 def test_the_p_value_is_that_of_permutations(rng: np.random.Generator) -> None:
@@ -123,9 +127,9 @@ def test_of_a_column_that_is_not_shown_no_interval_is_computed(monkeypatch: pyte
 
     def counted(*given: Any) -> Interval:
         asked.append(given)
-        return interval(*given)
+        return column_auc(*given)
 
-    monkeypatch.setattr("dermstack.audit.single_column.interval", counted)
+    monkeypatch.setattr("dermstack.audit.single_column.column_auc", counted)
     rng = np.random.default_rng(0)
     y = (rng.random(600) < 0.3).astype(np.int8)
     x, group = pd.Series(y + rng.normal(size=600)), np.arange(600) // 2
@@ -133,5 +137,30 @@ def test_of_a_column_that_is_not_shown_no_interval_is_computed(monkeypatch: pyte
     assert found.strength == roc_auc_score(y, x)
     assert found.p < 1e-6
     assert asked == []
-    assert str(found) == str(found) == f"AUC {interval('auc', y, x, group)}"
+    assert str(found) == str(found) == f"AUC {column_auc(y, x, group)}"
     assert len(asked) == 1
+
+
+def test_audit_and_eda_give_one_column_one_auc_and_one_interval(rng: np.random.Generator) -> None:
+    y, group = (rng.random(300) < 0.3).astype(np.int8), rng.integers(0, 120, 300)
+    split_group = group // 2  # near-duplicates join groups
+    size = rng.normal(size=300) - y  # of the file
+    train = pd.DataFrame({"target": y, "group": group.astype(str), "size": size})
+    (line,) = shortcuts(train, {"file size": size}, split_group).to_dict("records")
+    found = column_association("file size", pd.Series(size), y, split_group % 5, split_group)
+    shown = Interval(line["auc"], line["low"], line["high"], 0.0)
+    assert str(found) == f"AUC {shown}, positives are smaller"
+    assert line["direction"] == "smaller"
+    table = Table(train, train.iloc[:0], columns=TableColumns({"size": "size"}))
+    (of_column,) = number_columns(table, split_group.astype(object), seed=0).to_dict("records")
+    assert [1 - of_column[name] for name in ("auc", "high", "low")] == [line[name] for name in ("auc", "low", "high")]
+    by_bootstrap = interval("auc", y, size, split_group, draws=4000)
+    assert [1 - by_bootstrap.high, 1 - by_bootstrap.low] == pytest.approx([line["low"], line["high"]], abs=0.01)
+
+
+def test_an_interval_of_one_column_ends_at_1(rng: np.random.Generator) -> None:
+    y = np.repeat([0, 1], 20)
+    found = column_auc(y, y + 0.3 * rng.normal(size=40), np.arange(40))
+    assert found.value > 0.95
+    assert found.high == 1
+    assert np.isnan(column_auc(y, y, y).low), "one group of each class"

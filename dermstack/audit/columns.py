@@ -9,11 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.audit.drift import drift
-from dermstack.audit.single_column import out_of_fold_rates
-from dermstack.errors import DataError
+from dermstack.audit.single_column import column_auc, out_of_fold_rates
 from stack.folds import Folds
-from stack.metrics.intervals import clustered_auc
-from stack.metrics.scores import Floats, auc
+from stack.metrics.scores import Floats
 from stack.table import Table
 
 MAX_DRIFT_ROWS = 5_000  # rows of train and of test, of whole groups, in which distances are measured
@@ -76,10 +74,7 @@ def _sorted(frame: pd.DataFrame, strength: pd.Series) -> pd.DataFrame:
 def _auc(positive: NDArray[np.bool_], values: Floats, group: NDArray[np.object_]) -> dict[str, float]:
     if not (positive.any() and (~positive).any()):
         return {"auc": np.nan, "low": np.nan, "high": np.nan}
-    try:
-        found = clustered_auc(positive.astype(np.int8), values, group).interval()
-    except DataError:  # too few groups of a class for an interval
-        return {"auc": auc(positive.astype(np.int8), values), "low": np.nan, "high": np.nan}
+    found = column_auc(positive.astype(np.int8), values, group)
     return {"auc": found.value, "low": found.low, "high": found.high}
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from dermstack.audit.finding import Finding, Severity
-from dermstack.audit.single_column import FALSE_ALARM_RATE, one_sided_rank_p
+from dermstack.audit.single_column import FALSE_ALARM_RATE, column_auc, mirrored, one_sided_rank_p
 from stack.experiment import Experiment
 from stack.features import metadata_of_models
 from stack.images import with_acquisition
@@ -418,23 +418,23 @@ def picture_sizes(rows: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(["rows", "width", "height"], ascending=[False, True, True], ignore_index=True)
 
 
-def shortcuts(train: pd.DataFrame, facts: dict[str, ArrayLike]) -> pd.DataFrame:
+def shortcuts(train: pd.DataFrame, facts: dict[str, ArrayLike], group: ArrayLike) -> pd.DataFrame:
     """Measures how well each of `facts` (n,) alone ranks positives before negatives; facts say nothing about the skin.
 
+    ``group`` (n,) is the split_group of each row, or its group where there are no folds.
+
     Columns: fact; negatives, positives (medians); direction (positives are "larger", "smaller", "neither"); auc in that
-    direction, so 0.5 or more; low, high: its 95 % interval over groups, NaN if fewer than two groups hold a positive.
+    direction, so 0.5 or more; low, high: its 95 % interval over groups, NaN if fewer than two groups have a class.
     """
-    y, group = train["target"].to_numpy(), train["group"].to_numpy()
-    enough = train.loc[train["target"] == 1, "group"].nunique() > 1
+    y = train["target"].to_numpy()
     records = []
     for fact, given in facts.items():
         values = np.asarray(given, np.float64)
-        sign = 1 if auc(y, values) >= 0.5 else -1
-        found = interval("auc", y, sign * values, group, draws=_DRAWS) if enough else None
-        value, low, high = (found.value, found.low, found.high) if found else (auc(y, sign * values), np.nan, np.nan)
+        found = column_auc(y, values, group)
+        direction = "neither" if found.value == 0.5 else "larger" if found.value > 0.5 else "smaller"
+        found = mirrored(found) if found.value < 0.5 else found
         medians = [float(np.median(values[y == label])) for label in (0, 1)]
-        direction = "neither" if value == 0.5 else "larger" if sign > 0 else "smaller"
-        records.append([fact, *medians, direction, value, low, high])
+        records.append([fact, *medians, direction, found.value, found.low, found.high])
     return pd.DataFrame(records, columns=["fact", "negatives", "positives", "direction", "auc", "low", "high"])
 
 

@@ -12,7 +12,7 @@ from scipy.stats import chi2, norm, rankdata
 from sklearn.tree import DecisionTreeClassifier
 
 from dermstack.errors import DataError
-from stack.metrics.intervals import Interval, interval
+from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.scores import Floats, auc
 
 FALSE_ALARM_RATE = 0.01  # share of clean data sets with a false alarm of one kind, over all its comparisons
@@ -36,14 +36,14 @@ class _Scores:
 
     @cached_property
     def interval(self) -> Interval:
-        return interval("auc", self.y, self.s, self.group)
+        return column_auc(self.y, self.s, self.group)
 
 
 @dataclass(frozen=True)
 class ColumnAssociation:
     """Association of one column with a binary target: AUCs with intervals by group, p-value of no association.
 
-    Intervals are computed when they are asked for: each takes a bootstrap, and of hundreds of columns few are shown.
+    Intervals are computed when they are asked for, since of hundreds of columns few are shown.
     """
 
     name: str
@@ -71,9 +71,30 @@ class ColumnAssociation:
         return max(self.of_ranks.auc, 1 - self.of_ranks.auc) if self.of_ranks else 0.5
 
     def __str__(self) -> str:
-        if self.of_ranks is None or self.fitted.auc > self._rank_strength:
+        if self.rank_auc is None or self.fitted.auc > self._rank_strength:
             return f"AUC {self.fitted_auc}, out of fold"
+        if self.rank_auc.value < 0.5:
+            return f"AUC {mirrored(self.rank_auc)}, positives are smaller"
         return f"AUC {self.rank_auc}"
+
+
+def column_auc(y: ArrayLike, s: ArrayLike, group: ArrayLike) -> Interval:
+    """Returns the AUC of one column's scores (n,) with its 95 % interval over groups, for audit and EDA alike.
+
+    The interval is that of `clustered_auc`, without what lies beyond 0 and 1; NaN where fewer than two groups have a
+    class.
+    """
+    value = auc(y, s)
+    try:
+        found = clustered_auc(y, s, group).interval()
+    except DataError:
+        return Interval(value, np.nan, np.nan, np.nan)
+    return Interval(value, max(found.low, 0.0), min(found.high, 1.0), found.se)
+
+
+def mirrored(found: Interval) -> Interval:
+    """Returns the AUC and interval of the negated scores."""
+    return Interval(1 - found.value, 1 - found.high, 1 - found.low, found.se)
 
 
 def column_association(

@@ -316,7 +316,7 @@ def _size_facts(rows: pd.DataFrame) -> dict[str, Any]:
 def _shortcut_aucs(train: pd.DataFrame, folds: Folds | None) -> pd.DataFrame:
     """Returns `shortcuts`, with folds also `shape_auc`, `shape_low`, `shape_high`: AUC of a relation of any shape."""
     facts = {"images in the group": _group_size(train), **_size_facts(train)}
-    table = shortcuts(train, facts)
+    table = shortcuts(train, facts, train["group"] if folds is None else folds.frame["split_group"])
     if folds is None or table["low"].isna().any():  # no interval: too few groups have a positive
         return table
     fold, group = folds.frame["fold"], folds.frame["split_group"]
