@@ -138,6 +138,13 @@ def test_the_cost_of_a_column_that_carries_the_target_is_measured_and_told(
     assert "120 rows of" in said
 
 
+def test_an_infinite_cell_is_named(made: Made, tmp_path: Path) -> None:
+    table = pd.read_csv(made.folder / "test.csv")
+    table.loc[7, "width"] = np.inf
+    table.to_csv(tmp_path / "odd.csv", index=False)
+    assert "t0007" in " ".join(read_new_rows(made.bundle, None, tmp_path / "odd.csv").notes)
+
+
 def test_evaluate_finds_the_auc_of_the_predictions_and_recalibrate_keeps_their_order(
     made: Made, tmp_path: Path
 ) -> None:

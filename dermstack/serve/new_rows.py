@@ -77,11 +77,11 @@ def read_new_rows(
         frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
         frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
         missing = [name for name in columns if name != "id"] + list(bundle.table_inputs)
-    if images is None:
-        return NewRows(frame, [], tuple(missing))
-    bits_stored = int(bundle.manifest.get("bits_stored", 0))
-    found = image_sources(images, frame["id"].tolist(), files=files, swap_red_blue=swap_red_blue)
-    sources = [replace(source, bits_stored=bits_stored) for source in found]
+    sources: list[Source] = []
+    if images is not None:
+        bits_stored = int(bundle.manifest.get("bits_stored", 0))
+        found = image_sources(images, frame["id"].tolist(), files=files, swap_red_blue=swap_red_blue)
+        sources = [replace(source, bits_stored=bits_stored) for source in found]
     return NewRows(frame, sources, tuple(missing), tuple(notes))
 
 
