@@ -24,8 +24,8 @@ from stack.folds import assign_folds, count_groups, inner_split
 from stack.metrics.scores import auc
 from stack.store import read_run
 from tabular.encode import MetadataEncoder
+from tabular.fit_bag import BagSettings, fit_bag
 from tabular.group_features import metadata_aggregates, prediction_aggregates
-from tabular.models import fit_bag
 
 FOLDS = 5
 
@@ -57,7 +57,7 @@ def repeat(
         encoder = MetadataEncoder().fit(frame.iloc[rows])
         x = matrix(encoder, frame.iloc[rows], oof[fold != k])
         inner = inner_split(y[rows], groups[rows], seed=seed)
-        bag = fit_bag("lightgbm", x, y[rows], inner, params={}, seed=seed, threads=2)
+        bag = fit_bag(BagSettings("lightgbm"), x, y[rows], inner, seed=seed, threads=2)
         within.append(bag.logit(matrix(encoder, frame[test], by_net[k])))
         first.append(bag.logit(matrix(encoder, frame[test], np.mean(by_net, axis=0))))
     of_mean = auc(y[test], np.mean(by_net, axis=0))

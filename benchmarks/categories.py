@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from tabular.categories import CategoryCodes
 from tabular.encode import MetadataEncoder
-from tabular.models import fit_bag
+from tabular.fit_bag import BagSettings, ColumnRoles, fit_bag
 
 NUMBERS = list("abcde")
 SIZES = ((2500, 60), (2500, 300), (6000, 100), (6000, 1000))  # rows and words
@@ -44,7 +44,14 @@ def compare(kind: str, rows: int, words: int, draws: int) -> dict[str, float]:
         indicators = MetadataEncoder(NUMBERS, ["w"], max_levels=20, sparse=True).fit(train).transform(frame)
         native = frame[NUMBERS].join(CategoryCodes(["w"]).fit(train).transform(frame))
         for name, x in (("without", frame[NUMBERS]), ("20 most frequent words", indicators), ("native", native)):
-            bag = fit_bag(kind, x[:rows], y[:rows], inner, params=PARAMS, seed=0, threads=1, categorical=["w"])
+            bag = fit_bag(
+                BagSettings(kind, PARAMS, columns=ColumnRoles(categorical=["w"])),
+                x[:rows],
+                y[:rows],
+                inner,
+                seed=0,
+                threads=1,
+            )
             found.setdefault(name, []).append(roc_auc_score(y[rows:], bag.logit(x[rows:])))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
@@ -71,9 +78,13 @@ def compare_least(kind: str, rows: int, words: int, spread: float, draws: int) -
             codes = CategoryCodes(["w"], min_rows=least).fit(frame[:rows])
             x = frame[NUMBERS].join(codes.transform(frame))
             bag = fit_bag(
-                kind, x[:rows], y[:rows], inner, params={"rounds": 300, "patience": 30}, seed=0, threads=1,
-                categorical=["w"],
-            )  # fmt: skip
+                BagSettings(kind, {"rounds": 300, "patience": 30}, columns=ColumnRoles(categorical=["w"])),
+                x[:rows],
+                y[:rows],
+                inner,
+                seed=0,
+                threads=1,
+            )
             made.append(float(roc_auc_score(y[rows:], bag.logit(x[rows:]))))
         found.append(made)
     return [float(mean) for mean in np.mean(found, axis=0)]

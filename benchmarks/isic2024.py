@@ -31,7 +31,7 @@ from stack.metrics.scores import auc_by_fold
 from stack.predictions import predictions_of, standardised
 from stack.store import read_run
 from stack.views import seen_runs
-from tabular.models import fit_bag
+from tabular.fit_bag import BagSettings, ColumnRoles, fit_bag
 from tabular.relative import STATISTICS
 
 # Columns that public notebooks of the competition derive, in the words of `features.derived`.
@@ -175,9 +175,18 @@ def _held_logit(
         p = model.predict_proba(matrix.held[columns].fillna(middle))[:, 1].clip(1e-4, 1 - 1e-4)
         return np.log(p / (1 - p))
     bag = fit_bag(
-        kind, matrix.train[columns], target, stop, params=stacker.params, seed=seed, threads=1, bags=bags,
-        increasing=matrix.features.names if stacker.monotone else (),
-    )  # fmt: skip
+        BagSettings(
+            kind,
+            stacker.params,
+            bags=bags,
+            columns=ColumnRoles(increasing=matrix.features.names if stacker.monotone else ()),
+        ),
+        matrix.train[columns],
+        target,
+        stop,
+        seed=seed,
+        threads=1,
+    )
     return bag.logit(matrix.held[columns])
 
 

@@ -27,7 +27,7 @@ from stack.level1 import level1_runs
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import auc
 from stack.predictions import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
-from tabular.models import fit_bag
+from tabular.fit_bag import BagSettings, fit_bag
 
 OFF = {
     "metadata": False, "aggregates": False, "cohort": False, "neighbours": False, "frozen_z": 0, "aligned_z": 0,
@@ -66,7 +66,7 @@ def one_fold(
     y = experiment.target[matrix.train_rows]
     made = []
     for kind in kinds:
-        bag = fit_bag(kind, matrix.train, y, inner, params={}, seed=0, threads=1, bags=3)
+        bag = fit_bag(BagSettings(kind, bags=3), matrix.train, y, inner, seed=0, threads=1)
         made.append(bag.logit(matrix.held))
     return matrix.held_rows, made
 

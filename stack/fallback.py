@@ -47,8 +47,9 @@ from stack.store import (
     write_run,
 )
 from stack.stored_features import FEATURES_FILE, write_fold
+from tabular.fit_bag import BagSettings, fit_bag
 from tabular.gbdt_params import FIT_VERSION
-from tabular.models import Bag, bag_from_contents, fit_bag
+from tabular.models import Bag, bag_from_contents
 
 FOLDER = "fallback"  # in the experiment's folder and in a bundle
 STATE_FILE = "fallback.json"
@@ -245,9 +246,13 @@ def _fit_fold(experiment: Experiment, rows: NDArray[np.intp]) -> FoldModel:
     if not bare.has_values(experiment.table.train).any():  # of all folds alike: a fold without values is no other table
         return bare
     bag = fit_bag(
-        _KIND, _matrix(features, frame), y, early_stopping_rows(experiment, rows), params={}, seed=config.seed,
+        BagSettings(_KIND),
+        _matrix(features, frame),
+        y,
+        early_stopping_rows(experiment, rows),
+        seed=config.seed,
         threads=config.threads,
-    )  # fmt: skip
+    )
     return FoldModel(features, bag, bare.prior)
 
 

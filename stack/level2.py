@@ -49,7 +49,8 @@ from stack.stored_features import write_fold
 from stack.tuned import check_tuned_gbdt, tuned_params
 from stack.views import check_seen, with_all_features
 from tabular.estimators import make_estimator
-from tabular.models import GROUP_KIND, Bag, fit_bag
+from tabular.fit_bag import BagSettings, ColumnRoles, Sampling, fit_bag
+from tabular.models import GROUP_KIND, Bag
 
 
 def run_stackers(
@@ -313,24 +314,28 @@ def fit_stacker(
     own, inner = stacker.features_with(experiment.config.features), early_stopping_rows(experiment, matrix.train_rows)
     codes = matrix.features.categories
     return fit_bag(
-        stacker.kind,
+        BagSettings(
+            stacker.kind,
+            {**stacker.params, **params},
+            bags=bags,
+            select=stacker.select,
+            estimator=stacker.estimator,
+            gpu=stacker.device == "gpu",
+            sampling=Sampling(
+                negatives=stacker.negatives, positives=stacker.positives, positive_weight=stacker.positive_weight
+            ),
+            columns=ColumnRoles(
+                increasing=matrix.features.names if stacker.monotone else (),
+                categorical=() if own.target_encoding else codes,
+                encoded=codes if own.target_encoding else (),
+            ),
+        ),
         matrix.train[view_columns(experiment.config, stacker, matrix.features)],
         experiment.target[matrix.train_rows],
         inner,
-        params={**stacker.params, **params},
         seed=experiment.config.seed,
         threads=experiment.config.threads,
-        bags=bags,
-        negatives=stacker.negatives,
-        positives=stacker.positives,
-        positive_weight=stacker.positive_weight,
-        increasing=matrix.features.names if stacker.monotone else (),
-        gpu=stacker.device == "gpu",
-        categorical=() if own.target_encoding else codes,
-        estimator=stacker.estimator,
-        encoded=codes if own.target_encoding else (),
         parts=encoding_parts(experiment, matrix.train_rows, inner) if own.target_encoding and codes else None,
-        select=stacker.select,
         rounds=rounds,
         fit_groups=partial(fit_group_net, experiment.table.train["group"].iloc[matrix.train_rows]),
     )

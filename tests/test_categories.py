@@ -14,9 +14,10 @@ from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import TabularError
 from tabular.categories import CategoryCodes
+from tabular.fit_bag import BagSettings, ColumnRoles, Sampling, fit_bag
 from tabular.gbdt import fit_gbdt, importance, predict_logit, read_gbdt, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
-from tabular.models import fit_bag, read_bag, write_bag
+from tabular.models import read_bag, write_bag
 
 each = pytest.mark.parametrize("kind", sorted(LIBRARIES))
 QUICK = {"learning_rate": 0.2, "rounds": 40, "patience": 10}
@@ -207,9 +208,15 @@ def test_shap_values_sum_to_the_logit_and_the_category_has_gain(kind: str) -> No
 def test_a_bag_of_them_is_written_and_read(kind: str, tmp_path: Path) -> None:
     X, y = world(800, 0)
     bag = fit_bag(
-        kind, X, y, np.arange(800) % 5 == 0, params=QUICK, seed=0, threads=1, bags=2, negatives=0.7,
-        categorical=["camera {A}"],
-    )  # fmt: skip
+        BagSettings(
+            kind, QUICK, bags=2, sampling=Sampling(negatives=0.7), columns=ColumnRoles(categorical=["camera {A}"])
+        ),
+        X,
+        y,
+        np.arange(800) % 5 == 0,
+        seed=0,
+        threads=1,
+    )
     write_bag(bag, tmp_path)
     np.testing.assert_array_equal(read_bag(kind, tmp_path, shift=bag.shift).logit(X), bag.logit(X))
 
@@ -219,7 +226,14 @@ def test_words_without_an_effect_give_held_out_rows_no_order(kind: str) -> None:
     rng = np.random.default_rng(7)
     code = pd.DataFrame({"w": rng.integers(0, 300, 3000).astype(np.float32)})
     y, inner = (rng.random(3000) < 0.2).astype(np.int8), np.arange(1500) % 5 == 0
-    bag = fit_bag(kind, code[:1500], y[:1500], inner, params=QUICK, seed=0, threads=1, categorical=["w"])
+    bag = fit_bag(
+        BagSettings(kind, QUICK, columns=ColumnRoles(categorical=["w"])),
+        code[:1500],
+        y[:1500],
+        inner,
+        seed=0,
+        threads=1,
+    )
     assert abs(roc_auc_score(y[1500:], bag.logit(code[1500:])) - 0.5) < 0.05
 
 
@@ -256,7 +270,14 @@ def test_what_is_no_code_is_refused(codes: list[float], words: str) -> None:
 def test_a_logistic_regression_takes_no_codes() -> None:
     X, y = world(200, 0)
     with pytest.raises(TabularError, match=r"logistic takes no codes of categories, got 'camera \{A\}'"):
-        fit_bag("logistic", X, y, np.arange(200) % 5 == 0, params={}, seed=0, threads=1, categorical=["camera {A}"])
+        fit_bag(
+            BagSettings("logistic", columns=ColumnRoles(categorical=["camera {A}"])),
+            X,
+            y,
+            np.arange(200) % 5 == 0,
+            seed=0,
+            threads=1,
+        )
 
 
 def test_parameters_of_categories_reach_the_library_and_change_nothing_without_categories() -> None:

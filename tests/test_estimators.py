@@ -17,7 +17,8 @@ from sklearn.metrics import roc_auc_score
 from dermstack.errors import TabularError
 from stack.store import read_run
 from tabular.estimators import estimator_class, fit_estimator, make_estimator
-from tabular.models import fit_bag, read_bag, write_bag
+from tabular.fit_bag import BagSettings, Sampling, fit_bag
+from tabular.models import read_bag, write_bag
 
 TREES, FEW = "sklearn.ensemble.ExtraTreesClassifier", {"n_estimators": 30, "min_samples_leaf": 5}
 PATHS = [
@@ -93,9 +94,13 @@ def test_the_weight_of_positives_moves_the_odds_and_a_bag_takes_it_back() -> Non
     X, y = rows(3000, 2)
     assert np.mean(fit(TREES, FEW, positive_weight=8).logit(X) - fit(TREES, FEW).logit(X)) > 1.0
     bag = fit_bag(
-        "sklearn", X, y, np.arange(3000) % 5 == 0, params=FEW, seed=0, threads=1, bags=2, positive_weight=8,
-        negatives=0.5, estimator=TREES,
-    )  # fmt: skip
+        BagSettings("sklearn", FEW, bags=2, estimator=TREES, sampling=Sampling(negatives=0.5, positive_weight=8)),
+        X,
+        y,
+        np.arange(3000) % 5 == 0,
+        seed=0,
+        threads=1,
+    )
     new, target = rows(3000, 4)
     assert abs(expit(bag.logit(new)).mean() - target.mean()) < 0.05
     with pytest.raises(TabularError, match="takes no weights"):
@@ -106,8 +111,8 @@ def test_a_classifier_without_random_numbers_is_fitted_once(tmp_path: Path) -> N
     X, y = rows(400, 0)
     made = {
         path: fit_bag(
-            "sklearn", X, y, np.arange(400) % 5 == 0, params={}, seed=0, threads=1, bags=3, estimator=path,
-            negatives=negatives,
+            BagSettings("sklearn", bags=3, estimator=path, sampling=Sampling(negatives=negatives)), X, y,
+            np.arange(400) % 5 == 0, seed=0, threads=1,
         )
         for path, negatives in (
             ("sklearn.naive_bayes.GaussianNB", 1.0), ("sklearn.tree.ExtraTreeClassifier", 1.0),

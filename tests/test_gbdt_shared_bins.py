@@ -11,9 +11,9 @@ import pytest
 import xgboost
 from numpy.typing import NDArray
 
+from tabular.fit_bag import BagSettings, Sampling, fit_bag
 from tabular.gbdt import fit_gbdts
 from tabular.gbdt_libraries import FIXED_PARAMS, LIBRARIES, gbdt_settings, library_names
-from tabular.models import fit_bag
 
 KINDS = ("lightgbm", "xgboost", "catboost")
 PARAMS = {"rounds": 40, "patience": 5, "learning_rate": 0.1}
@@ -129,7 +129,8 @@ def test_a_bag_is_the_models_of_its_seeds(draw: dict[str, float]) -> None:
     inner = np.arange(len(y)) % 4 == 0
     dump, bags = LIBRARIES["lightgbm"].dump, []
     for count in (1, 3):
-        bag = fit_bag("lightgbm", X, y, inner, params=PARAMS, seed=7, threads=1, bags=count, **draw)
+        settings = BagSettings("lightgbm", PARAMS, bags=count, sampling=Sampling(**draw))
+        bag = fit_bag(settings, X, y, inner, seed=7, threads=1)
         bags.append([dump(model.booster) for model in bag.models])  # type: ignore[union-attr]
     assert bags[1][0] == bags[0][0]
     assert len(set(bags[1])) == 3

@@ -11,8 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import TabularError
+from tabular.fit_bag import BagSettings, ColumnRoles, Sampling, fit_bag
 from tabular.gbdt import fit_gbdt, write_gbdt
-from tabular.models import fit_bag, fit_logistic, logistic_from_bytes, read_bag, write_bag, write_logistic
+from tabular.logistic import fit_logistic, logistic_from_bytes, write_logistic
+from tabular.models import read_bag, write_bag
 
 KINDS = ["lightgbm", "xgboost", "catboost", "logistic"]
 
@@ -30,10 +32,10 @@ def rows(rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray, np.ndarray
 def test_a_bag_is_the_mean_of_its_models_logits(kind: str, rows: tuple) -> None:
     X, y, inner = rows
     params = {} if kind == "logistic" else {"rounds": 60}
-    bag = fit_bag(kind, X, y, inner, params=params, seed=5, threads=1, bags=3)
+    bag = fit_bag(BagSettings(kind, params, bags=3), X, y, inner, seed=5, threads=1)
     rounds = None if kind == "logistic" else int(bag.chosen[0])  # of the first model's early stopping
-    alone = [fit_bag(kind, X, y, inner, params=params, seed=5 + n, threads=1, rounds=rounds) for n in range(3)]
-    assert fit_bag(kind, X, y, inner, params=params, seed=5, threads=1).chosen == bag.chosen[:1]
+    alone = [fit_bag(BagSettings(kind, params), X, y, inner, seed=5 + n, threads=1, rounds=rounds) for n in range(3)]
+    assert fit_bag(BagSettings(kind, params), X, y, inner, seed=5, threads=1).chosen == bag.chosen[:1]
     np.testing.assert_allclose(bag.logit(X), np.mean([one.logit(X) for one in alone], axis=0), atol=1e-5)
     assert roc_auc_score(y, bag.logit(X)) > 0.8
     assert len(bag.chosen) == (1 if kind == "logistic" else 3)
@@ -43,7 +45,7 @@ def test_a_bag_is_the_mean_of_its_models_logits(kind: str, rows: tuple) -> None:
 def test_fewer_negatives_leave_the_prevalence_where_it_was(kind: str, rows: tuple) -> None:
     X, y, inner = rows
     params = {} if kind == "logistic" else {"rounds": 60}
-    bag = fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=2, negatives=0.3)
+    bag = fit_bag(BagSettings(kind, params, bags=2, sampling=Sampling(negatives=0.3)), X, y, inner, seed=0, threads=1)
     assert len(bag.models) == 2
     assert expit(bag.logit(X)).mean() == pytest.approx(y.mean(), rel=0.15)
     assert (bag.models[0].logit(X) if kind == "logistic" else bag.logit(X) - bag.shift).mean() > bag.logit(X).mean()
@@ -53,7 +55,7 @@ def test_fewer_negatives_leave_the_prevalence_where_it_was(kind: str, rows: tupl
 def test_what_is_written_predicts_the_same(kind: str, rows: tuple, tmp_path: Path) -> None:
     X, y, inner = rows
     params = {} if kind == "logistic" else {"rounds": 20}
-    bag = fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=11, negatives=0.9)
+    bag = fit_bag(BagSettings(kind, params, bags=11, sampling=Sampling(negatives=0.9)), X, y, inner, seed=0, threads=1)
     paths = write_bag(bag, tmp_path)
     assert len(paths) == len(bag.models) == 11
     (tmp_path / "features.json").write_text("{}")
@@ -68,7 +70,7 @@ def test_what_is_written_predicts_the_same(kind: str, rows: tuple, tmp_path: Pat
 def test_contributions_of_a_bag_sum_to_its_logit(kind: str, rows: tuple) -> None:
     X, y, inner = rows
     params = {} if kind == "logistic" else {"rounds": 40}
-    bag = fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=2, negatives=0.5)
+    bag = fit_bag(BagSettings(kind, params, bags=2, sampling=Sampling(negatives=0.5)), X, y, inner, seed=0, threads=1)
     added, bias = bag.contributions(X)
     np.testing.assert_allclose(added.sum(axis=1) + bias, bag.logit(X), atol=1e-4)
     assert added.abs().mean().idxmax() == "p"
@@ -86,7 +88,7 @@ def test_a_logistic_contribution_is_the_weight_times_the_distance_from_the_mean(
 def test_logistic_refuses_parameters(rows: tuple) -> None:
     X, y, inner = rows
     with pytest.raises(TabularError, match="logistic has no parameters, got rounds"):
-        fit_bag("logistic", X, y, inner, params={"rounds": 3}, seed=0, threads=1)
+        fit_bag(BagSettings("logistic", {"rounds": 3}), X, y, inner, seed=0, threads=1)
 
 
 def test_the_logistic_regression_is_scikit_learns_on_standardised_rows(rows: tuple) -> None:
@@ -122,18 +124,21 @@ def test_what_may_only_raise_the_risk_never_lowers_it(kind: str, rng: np.random.
     inner = rng.random(2000) < 0.2
     line = pd.DataFrame({"p (net a)": np.linspace(-3, 3, 200, dtype=np.float32), "age": np.float32(0)})
 
-    def falls(**options: object) -> float:
-        bag = fit_bag(kind, X, y, inner, params={"rounds": 100}, seed=0, threads=1, **options)
+    def falls(*increasing: str) -> float:
+        settings = BagSettings(kind, {"rounds": 100}, columns=ColumnRoles(increasing=increasing))
+        bag = fit_bag(settings, X, y, inner, seed=0, threads=1)
         return float(-np.diff(bag.logit(line)).min())
 
     assert falls() > 0.05
-    assert falls(increasing=["p (net a)", "not there"]) <= 1e-6
+    assert falls("p (net a)", "not there") <= 1e-6
 
 
 @pytest.mark.parametrize("kind", ["lightgbm", "xgboost", "catboost"])
 def test_a_weight_leaves_the_prevalence_where_it_was(kind: str, rows: tuple) -> None:
     X, y, inner = rows
-    bag = fit_bag(kind, X, y, inner, params={"rounds": 60}, seed=0, threads=1, positive_weight=4.0)
+    bag = fit_bag(
+        BagSettings(kind, {"rounds": 60}, sampling=Sampling(positive_weight=4.0)), X, y, inner, seed=0, threads=1
+    )
     assert bag.shift == pytest.approx(-np.log(4))
     assert expit(bag.logit(X)).mean() == pytest.approx(y.mean(), rel=0.25)
     assert expit(bag.logit(X) + np.log(4)).mean() > 1.5 * y.mean()
@@ -148,7 +153,7 @@ def test_copies_of_positives_leave_the_odds_at_the_prevalence(kind: str, positiv
     inner = np.arange(4000) % 5 == 0
     params = {"rounds": 60, "learning_rate": 0.1} if kind == "lightgbm" else {}
     plain, many = (
-        fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=2, positives=times)
+        fit_bag(BagSettings(kind, params, bags=2, sampling=Sampling(positives=times)), X, y, inner, seed=0, threads=1)
         for times in (1.0, positives)
     )
     assert many.shift == pytest.approx(-np.log(positives))
@@ -164,7 +169,7 @@ def test_copies_of_a_positive_row_are_whole_and_on_its_side() -> None:
     rng = np.random.default_rng(0)
     X = pd.DataFrame(rng.normal(size=(300, 2)).astype(np.float32), columns=["a", "b"])
     y, inner = (rng.random(300) < 0.2).astype(int), np.arange(300) % 4 == 0
-    many = fit_bag("logistic", X, y, inner, params={}, seed=0, threads=1, positives=3)
+    many = fit_bag(BagSettings("logistic", sampling=Sampling(positives=3)), X, y, inner, seed=0, threads=1)
     sides = [np.repeat(np.flatnonzero(side), np.where(y[side] == 1, 3, 1)) for side in (~inner, inner)]
     by_hand = fit_logistic(X.iloc[sides[0]], y[sides[0]], eval_set=(X.iloc[sides[1]], y[sides[1]]))
     np.testing.assert_allclose(many.logit(X), by_hand.logit(X) - np.log(3), rtol=1e-5, atol=1e-6)

@@ -18,7 +18,7 @@ from stack.level1 import level1_runs
 from stack.predictions import predictions_of, standardised
 from stack.repeats import mean_of_repeats, repeated
 from stack.store import prediction_frame, read_run
-from tabular.models import fit_bag
+from tabular.fit_bag import BagSettings, fit_bag
 
 QUICK = {"rounds": 15, "min_data_in_leaf": 5}
 GBDT = {"name": "gbdt", "kind": "lightgbm", "params": QUICK, "bags": 1}
@@ -73,9 +73,13 @@ def test_the_logits_are_the_means_over_the_repeats(tmp_path: Path) -> None:
             matrix = fold_matrix(other, {}, made, fold)
             columns = view_columns(other.config, stacker, matrix.features)
             bag = fit_bag(
-                "lightgbm", matrix.train[columns], experiment.target[matrix.train_rows],
-                early_stopping_rows(other, matrix.train_rows), params=QUICK, seed=other.config.seed, threads=1,
-            )  # fmt: skip
+                BagSettings("lightgbm", QUICK),
+                matrix.train[columns],
+                experiment.target[matrix.train_rows],
+                early_stopping_rows(other, matrix.train_rows),
+                seed=other.config.seed,
+                threads=1,
+            )
             oof[repeat, matrix.held_rows] = bag.logit(matrix.held[columns])
             x = matrix.features.transform(experiment.table.test, made.test[fold], {})
             test[repeat, fold] = bag.logit(x[columns])

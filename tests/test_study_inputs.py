@@ -220,8 +220,8 @@ def test_settings_of_a_stacker_reach_its_studies(override: str, config: Path, tm
     import stack.tune.run as module
     from stack.features import early_stopping_rows
     from stack.metrics.scores import auc
+    from tabular.fit_bag import BagSettings, ColumnRoles, Sampling, fit_bag
     from tabular.gbdt_libraries import DEFAULTS
-    from tabular.models import fit_bag
 
     experiment = opened_experiment(config, f"stackers.0.{override}")
     stacker = experiment.config.stackers[0]
@@ -232,11 +232,18 @@ def test_settings_of_a_stacker_reach_its_studies(override: str, config: Path, tm
     expected = []
     for split in module._inner_splits(experiment, experiment.config.stackers[0], 0):
         bag = fit_bag(
-            "lightgbm", split.train, experiment.target[split.train_rows],
-            early_stopping_rows(experiment, split.train_rows), params={**stacker.params, **first}, seed=0, threads=1,
-            negatives=stacker.negatives, positive_weight=stacker.positive_weight,
-            increasing=split.features.names if stacker.monotone else (),
-        )  # fmt: skip
+            BagSettings(
+                "lightgbm",
+                {**stacker.params, **first},
+                sampling=Sampling(negatives=stacker.negatives, positive_weight=stacker.positive_weight),
+                columns=ColumnRoles(increasing=split.features.names if stacker.monotone else ()),
+            ),
+            split.train,
+            experiment.target[split.train_rows],
+            early_stopping_rows(experiment, split.train_rows),
+            seed=0,
+            threads=1,
+        )
         expected.append(auc(experiment.target[split.held_rows], bag.logit(split.held)))
     assert study.best_value == pytest.approx(np.mean(expected), abs=1e-12)
 

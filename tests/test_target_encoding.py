@@ -17,7 +17,8 @@ from sklearn.metrics import roc_auc_score
 from dermstack.errors import TabularError
 from stack.features import early_stopping_rows, encoding_parts
 from stack.store import read_run
-from tabular.models import ENCODING_FILE, fit_bag, read_bag, strongest_columns, write_bag
+from tabular.fit_bag import BagSettings, ColumnRoles, fit_bag, strongest_columns
+from tabular.models import ENCODING_FILE, read_bag, write_bag
 from tabular.target_encoding import INNER, SMOOTHING, encoding_from_json, fit_target_encoding
 
 QUICK = {"lightgbm": {"rounds": 60, "patience": 20, "learning_rate": 0.1}, "logistic": {}}
@@ -81,9 +82,14 @@ def test_words_without_an_effect_leave_auc_one_half(kind: str) -> None:
         y = np.random.default_rng(seed + 50).permutation(y)
         words = X[["w"]]
         bag = fit_bag(
-            kind, words[:1500], y[:1500], parts[:1500] == INNER, params=QUICK[kind], seed=0, threads=1,
-            encoded=["w"], parts=parts[:1500],
-        )  # fmt: skip
+            BagSettings(kind, QUICK[kind], columns=ColumnRoles(encoded=["w"])),
+            words[:1500],
+            y[:1500],
+            parts[:1500] == INNER,
+            seed=0,
+            threads=1,
+            parts=parts[:1500],
+        )
         found.append(roc_auc_score(y[1500:], bag.logit(words[1500:])))
         naive = fit_target_encoding(words[:1500], y[:1500], parts[:1500], ["w"])[1](words[:1500])["w"]
         assert roc_auc_score(y[:1500], naive) > 0.7
@@ -97,9 +103,14 @@ def test_noise_words_do_not_drown_a_true_column_and_true_words_help(kind: str) -
         scores = []
         for columns in (["x"], ["x", "w"]):
             bag = fit_bag(
-                kind, X[:3000][columns], y[:3000], parts[:3000] == INNER, params=QUICK[kind], seed=0, threads=1,
-                encoded=["w"], parts=parts[:3000],
-            )  # fmt: skip
+                BagSettings(kind, QUICK[kind], columns=ColumnRoles(encoded=["w"])),
+                X[:3000][columns],
+                y[:3000],
+                parts[:3000] == INNER,
+                seed=0,
+                threads=1,
+                parts=parts[:3000],
+            )
             scores.append(roc_auc_score(y[3000:], bag.logit(X[3000:][columns])))
         assert scores[1] - scores[0] > least, (effect, scores)
 
@@ -107,7 +118,15 @@ def test_noise_words_do_not_drown_a_true_column_and_true_words_help(kind: str) -
 @each
 def test_a_bag_with_an_encoding_is_written_and_read(kind: str, tmp_path: Path) -> None:
     X, y, parts = grouped(600, 30, 0, effect=1.0)
-    bag = fit_bag(kind, X, y, parts == INNER, params=QUICK[kind], seed=0, threads=1, bags=2, encoded=["w"], parts=parts)
+    bag = fit_bag(
+        BagSettings(kind, QUICK[kind], bags=2, columns=ColumnRoles(encoded=["w"])),
+        X,
+        y,
+        parts == INNER,
+        seed=0,
+        threads=1,
+        parts=parts,
+    )
     assert [path.name for path in write_bag(bag, tmp_path)][-1] == ENCODING_FILE
     again = read_bag(kind, tmp_path, shift=bag.shift)
     np.testing.assert_array_equal(again.logit(X), bag.logit(X))
@@ -146,12 +165,12 @@ def test_selection_keeps_the_columns_that_tell_the_target_and_never_sees_the_row
     assert {"true [a]", "true b"} <= set(kept)
     assert kept == [name for name in X if name in kept]
     inner = np.arange(1500) % 5 == 0
-    common = {"params": QUICK["lightgbm"], "seed": 0, "threads": 1, "select": 10}
-    bag = fit_bag("lightgbm", X, y, inner, **common)
-    other = fit_bag("lightgbm", X, np.where(inner, 1 - y, y), inner, **common)
+    ten, all_of_them = (BagSettings("lightgbm", QUICK["lightgbm"], select=most) for most in (10, 500))
+    bag = fit_bag(ten, X, y, inner, seed=0, threads=1)
+    other = fit_bag(ten, X, np.where(inner, 1 - y, y), inner, seed=0, threads=1)
     assert bag.columns == other.columns
     assert len(bag.columns) == 10
-    assert fit_bag("lightgbm", X, y, inner, **{**common, "select": 500}).columns == tuple(X)
+    assert fit_bag(all_of_them, X, y, inner, seed=0, threads=1).columns == tuple(X)
     assert strongest_columns(X[["noise 1"]] * 0, y, 1, (), seed=0, threads=1) == ["noise 1"]
 
 
@@ -163,10 +182,10 @@ def test_columns_selected_among_noise_leave_auc_one_half(kind: str) -> None:
         rng = np.random.default_rng(seed)
         X = pd.DataFrame(rng.normal(size=(800, 300)), columns=[f"n{n}" for n in range(300)]).astype(np.float32)
         y, inner = (rng.random(800) < 0.3).astype(int), np.arange(400) % 5 == 0
-        bag = fit_bag(kind, X[:400], y[:400], inner, params=QUICK[kind], seed=0, threads=1, select=10)
+        bag = fit_bag(BagSettings(kind, QUICK[kind], select=10), X[:400], y[:400], inner, seed=0, threads=1)
         honest.append(roc_auc_score(y[400:], bag.logit(X[400:][list(bag.columns)])))
         seen = X[strongest_columns(X, y, 10, (), seed=0, threads=1)]
-        bag = fit_bag(kind, seen[:400], y[:400], inner, params=QUICK[kind], seed=0, threads=1)
+        bag = fit_bag(BagSettings(kind, QUICK[kind]), seen[:400], y[:400], inner, seed=0, threads=1)
         cheating.append(roc_auc_score(y[400:], bag.logit(seen[400:])))
     assert abs(np.mean(honest) - 0.5) < 0.05
     assert np.mean(cheating) > 0.55

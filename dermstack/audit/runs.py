@@ -23,7 +23,7 @@ from stack.run_views import Scores
 from stack.store import Run
 from stack.views import blends_run
 from tabular.encode import MetadataEncoder
-from tabular.models import fit_logistic
+from tabular.logistic import fit_logistic
 
 MIN_SCALE_SHIFT = 0.005  # difference between the AUC of ranks within nets and the pooled AUC; less is not reported
 MIN_EXCESS = 0.02  # gain in AUC over metadata and all other runs; less is not reported

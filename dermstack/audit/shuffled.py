@@ -32,7 +32,7 @@ from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, frozen_embedding, standardised
 from stack.store import Run
 from stack.table import Table
-from tabular.models import fit_bag
+from tabular.fit_bag import BagSettings, ColumnRoles, fit_bag
 
 COMPONENTS = 128  # principal components of the frozen z, over all rows: AUC 0.838 on HAM10000, 0.847 with 1,280
 HEAD_STRENGTHS = (
@@ -206,14 +206,12 @@ def _stacked_logits(experiment: Experiment, name: str, z: Logits, test_z: Logits
         matrix = fold_matrix(experiment, embeddings, predictions, number)
         rows = matrix.train_rows
         bag = fit_bag(
-            "lightgbm",
+            BagSettings("lightgbm", GBDT_PARAMS, columns=ColumnRoles(categorical=matrix.features.categories)),
             matrix.train,
             target[rows],
             early_stopping_rows(experiment, rows),
-            params=GBDT_PARAMS,
             seed=experiment.config.seed,
             threads=threads,
-            categorical=matrix.features.categories,
         )
         made[matrix.held_rows] = bag.logit(matrix.held, threads=threads)
         if len(test_z):
