@@ -27,7 +27,7 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import run_table
 from stack.ledger import flat_settings, ledger_settings
-from stack.metrics.own_metric import is_own_metric, own_label
+from stack.metrics.own_metric import own_label
 from stack.run_settings import by_name
 from stack.store import Run, fingerprint, read_json, write_json
 from stack.training_curves import training_curves
@@ -141,7 +141,7 @@ def make_record(
     if blend is not None:
         headline = blend.meta["headline"]
         metrics |= {
-            f"blend/{blend.meta['objective']}": headline["value"],
+            f"blend/{own_label(blend.meta['objective'])}": headline["value"],
             "blend/low": headline["low"],
             "blend/high": headline["high"],
             "blend/within_folds": blend.meta["within_folds"],
@@ -157,8 +157,8 @@ def make_record(
                     name = f"{run.name}/fold_{curve.fold}/seed_{curve.seed}/{metric}"
                     curves[name] = list(zip(known["epoch"].tolist(), known[metric].tolist(), strict=True))
     settings = by_name(flat_settings(ledger_settings(experiment.config)))
-    objective = experiment.config.objective  # destinations take no `:` and `#` in the name of a metric
-    shown = own_label(objective).replace(":", ".") if is_own_metric(objective) else objective
+    objective = own_label(experiment.config.objective)
+    shown = objective.replace(":", ".")  # destinations take no `:` in the name of a metric
     numbers = {
         name.replace(objective, shown): float(value)
         for name, value in metrics.items()

@@ -23,7 +23,7 @@ from stack.images import cache_users_folder
 from stack.ledger import append_line, read_lines
 from stack.metrics.decision_metrics import decision_metric
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
-from stack.metrics.own_metric import is_import_path, own_metric
+from stack.metrics.own_metric import is_import_path, own_label, own_metric
 from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
 from stack.metrics.shuffle import auc_equal_size
 from stack.source_experiment import trains_again
@@ -277,6 +277,8 @@ def auc_of(experiment: Experiment, run: Run) -> float:
 def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
     """Returns one row a run, on the rows that it covers: run, kind, level, rows, objective, 95 % interval low, high, ….
 
+    The column of the objective has its name, for a metric of the user's own without the hash of its code.
+
     The objective is pooled over folds. ``within_folds`` is the mean AUC within folds; where it is higher than the
     pooled AUC, the scales of the fold nets differ.
     """
@@ -293,7 +295,7 @@ def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
             "kind": str(run.meta["kind"]),
             "level": int(run.meta["level"]),
             "rows": len(oof),
-            objective: pooled.value,
+            own_label(objective): pooled.value,
             "low": pooled.low,
             "high": pooled.high,
             "ap": average_precision(y, oof["logit"]),

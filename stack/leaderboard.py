@@ -19,7 +19,7 @@ from dermstack.errors import DataError, StoreError
 from stack.history import find_run, run_scores, units_of
 from stack.metrics.decision_metrics import NEGATED, decision_metric
 from stack.metrics.intervals import Interval, bootstrap_scores, percentile_interval
-from stack.metrics.own_metric import is_import_path, is_own_metric, own_metric
+from stack.metrics.own_metric import is_import_path, is_own_metric, own_label, own_metric
 from stack.metrics.scores import Floats, objective_label, score
 from stack.run_settings import differing_settings, settings_of
 from stack.source_estimates import stored_leave_source_out
@@ -64,6 +64,11 @@ class Leaderboard:
     optimism: float
     best: Interval  # the best one's score with the interval that holds for all runs at once, whichever was chosen
     remarks: tuple[str, ...]  # what a reader has to know besides
+
+    @property
+    def column(self) -> str:
+        """The column of the table with the objective: its name without the hash of a user's code."""
+        return own_label(self.objective)
 
     @property
     def names(self) -> list[str]:
@@ -213,7 +218,7 @@ def _compared_with_the_first(values: Floats, drawn: Floats, held: Floats, object
     verdict = np.where(differences + reach < 0, WORSE, NOT_WORSE)
     verdict[0] = BEST
     return {
-        objective: values,
+        own_label(objective): values,
         **_bounds([percentile_interval(value, drawn[:, n]) for n, value in enumerate(values)], "low", "high"),
         "difference": differences,
         **_bounds(
@@ -304,7 +309,8 @@ def _objective(entries: Sequence[Entry], given: str | None) -> tuple[str, list[s
     if is_own_metric(objective):
         objective = own_metric(objective, Path.cwd(), may_take_groups=True)
     others = sorted(set(counts) - {objective})
-    remark = f"objectives differ ({', '.join(others)} too): all are scored by {objective}; --objective chooses another"
+    too = ", ".join(dict.fromkeys(map(own_label, others)))
+    remark = f"objectives differ ({too} too): all are scored by {own_label(objective)}; --objective chooses another"
     return objective, [remark] if others else []
 
 

@@ -177,7 +177,7 @@ def estimate_table(found: LeaveSourceOut) -> pd.DataFrame:
             "estimate": one.label + (" (trained again)" if one.origin == TRAINED_AGAIN and not one.imported else ""),
             "folds": one.folds,
             "rows": one.rows,
-            found.objective: str(one.pooled),
+            objective_label(found.objective): str(one.pooled),
             "AUC in a typical source": bounds(over.mean, over.low, over.high) if enough else "too few sources",
             "next source": f"{over.next_low:.3f} to {over.next_high:.3f}" if one.predicts_next else "–",
             "sources": f"{over.used} of {len(over.sources)}",

@@ -153,6 +153,9 @@ def test_an_experiment_reaches_its_report_and_is_stale_after_a_change(
     for number, name in enumerate(("a", "b")):
         import_frames(experiment, name, *predictions(experiment, seed=number))
     run_cli("stack", "-c", str(config))
+    said = capsys.readouterr().out
+    assert "elsewhere: mymetrics:score 0." in said
+    assert "#" not in said, "the hash of the code is no part of a name that is shown"
     folder = experiment.folder
     blend = json.loads((folder / "blend" / "run.json").read_text())
     assert blend["objective"] == experiment.config.objective
@@ -173,8 +176,15 @@ def test_an_experiment_reaches_its_report_and_is_stale_after_a_change(
     runs = str(experiment.config.runs)
     run_cli("compare", "elsewhere/a", "elsewhere/b", "--folder", runs, "--objective", "in_patients:score")
     assert "in_patients:score" in capsys.readouterr().out
-    run_cli("compare", "elsewhere", "elsewhere/a", "elsewhere/b", "--folder", runs)
-    assert "mymetrics:score" in capsys.readouterr().out
+    made = [tmp_path / name for name in ("board.csv", "board.html")]
+    for path in made:
+        run_cli("compare", "elsewhere", "elsewhere/a", "elsewhere/b", "--folder", runs, "--out", str(path))
+    said = capsys.readouterr().out
+    run_cli("report", "-c", str(config), "--pack", "paper")
+    made += [tmp_path / "paper" / "tables" / "runs.csv", folder / "model_card.md"]
+    for text in (said, *(path.read_text(encoding="utf-8") for path in made)):
+        assert "mymetrics:score" in text
+        assert re.search("score#[0-9a-f]{12}", text) is None
     said = command_error(
         capsys, "compare", "elsewhere/a", "elsewhere/b", "--folder", runs, "--objective", "no_such:score"
     )

@@ -100,6 +100,7 @@ def _write(path: Path, boards: list[Leaderboard]) -> None:
 def _show_pair(out: Out, folder: Path, a: str, b: str, *, objective: str | None) -> None:
     """Prints the difference of two runs, what it means, and which of the two is optimistic."""
     from stack.history import compare
+    from stack.metrics.own_metric import own_label
 
     made = compare(folder, a, b, objective=objective)
     difference = made.difference
@@ -110,8 +111,8 @@ def _show_pair(out: Out, folder: Path, a: str, b: str, *, objective: str | None)
     )
     delong = "" if made.p is None else f", p {made.p:.3g} (DeLong, clustered by group)"
     out.say(
-        f"{made.objective} of {a} minus {b}: {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-        f"{delong} on {made.rows:,} rows; {verdict}"
+        f"{own_label(made.objective)} of {a} minus {b}: {difference.value:+.4f} "
+        f"[{difference.low:+.4f}, {difference.high:+.4f}]{delong} on {made.rows:,} rows; {verdict}"
     )
     for name in dict.fromkeys(made.selected):
         out.warn(f"{name}: selected on these rows, by a study or by hand, so its score is optimistic")
@@ -127,7 +128,7 @@ def _show_board(out: Out, board: Leaderboard) -> None:
     shown = pd.DataFrame({
         "place": range(1, len(table) + 1),
         "run": table["run"],
-        board.objective: table[board.objective],
+        board.column: table[board.column],
         "95 % interval": _intervals(table["low"], table["high"], ".4f"),
         "to the best": [f"{value:+.4f}" if place else "" for place, value in enumerate(table["difference"])],
         "paired interval": ["", *_intervals(table["difference_low"], table["difference_high"], "+.4f")[1:]],
@@ -144,7 +145,7 @@ def _show_board(out: Out, board: Leaderboard) -> None:
     covered = f"all {len(table)} cover" if len(table) > 1 else "it covers"
     out.table(
         shown,
-        f"{board.objective} on the {board.rows:,} rows that {covered} ({board.positives:,} positive, "
+        f"{board.column} on the {board.rows:,} rows that {covered} ({board.positives:,} positive, "
         f"{board.groups:,} groups); intervals by group",
     )
     if len(table) > 1:

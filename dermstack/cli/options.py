@@ -92,9 +92,10 @@ def open_for_command(
 def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
     """Prints each run's out-of-fold score with its interval."""
     from stack.history import run_table
+    from stack.metrics.own_metric import own_label
 
     if runs:
-        objective = experiment.config.objective
+        objective = own_label(experiment.config.objective)
         table = run_table(experiment, runs)
         table["95 % interval"] = [
             f"{low:.4f} – {high:.4f}" for low, high in zip(table["low"], table["high"], strict=True)
@@ -107,9 +108,10 @@ def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
 def show_stacker(experiment: Experiment, out: Out, run: Run) -> None:
     """Prints the out-of-fold score of a stacker that has just been completed, with its interval, on one line."""
     from stack.history import run_table
+    from stack.metrics.own_metric import own_label
 
     line = run_table(experiment, [run]).iloc[0]
-    objective = experiment.config.objective
+    objective = own_label(experiment.config.objective)
     more = [f"ap {line['ap']:.4f}", f"within folds {line['within_folds']:.4f}"]
     more += [f"{line['seconds']:,.0f} s"] if line["seconds"] == line["seconds"] else []
     more += [f"equal size {line['equal_size']}"] if "equal_size" in line else []
@@ -163,10 +165,12 @@ def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None
 
 def show_headline(out: Out, name: str, meta: Mapping[str, Any]) -> None:
     """Prints the headline of an experiment of this ``name`` from ``meta``, the run.json of its blend."""
+    from stack.metrics.own_metric import own_label
+
     headline = meta["headline"]
     out.say(
-        f"{name}: {meta['objective']} {headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}] nested "
-        f"(mean within folds {meta['within_folds']:.4f}); submitted: {meta['chosen']}; "
+        f"{name}: {own_label(meta['objective'])} {headline['value']:.4f} [{headline['low']:.4f}, "
+        f"{headline['high']:.4f}] nested (mean within folds {meta['within_folds']:.4f}); submitted: {meta['chosen']}; "
         f"tuned in-sample, an optimistic {meta['tuned_in_sample']:.4f}"
     )
     if meta["selected"]:
@@ -195,10 +199,12 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
 
 def show_sources(out: Out, found: LeaveSourceOut) -> None:
     """Prints the estimates with sources held out beside that of the experiment's own folds."""
+    from stack.metrics.scores import objective_label
     from stack.source_estimates import estimate_table, source_sentences
 
     out.table(
-        estimate_table(found), f"Estimates by what the folds hold out ({found.objective}), and AUC within sources"
+        estimate_table(found),
+        f"Estimates by what the folds hold out ({objective_label(found.objective)}), and AUC within sources",
     )
     for sentence in source_sentences(found):
         out.say(sentence)

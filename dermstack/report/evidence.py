@@ -50,6 +50,7 @@ from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, decision_numbers, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
+from stack.metrics.own_metric import own_label
 from stack.metrics.subgroups import subgroups
 from stack.probes import make_probes
 from stack.review import shown_review
@@ -253,7 +254,7 @@ def report_data(
     objective = experiment.config.objective
     table = run_table(scored.experiment, scored.runs)
     blended = [number for number, run in enumerate(runs) if run.name in blend.meta["runs"]]
-    best = scored.runs[blended[int(table[objective].to_numpy()[blended].argmax())]]
+    best = scored.runs[blended[int(table[own_label(objective)].to_numpy()[blended].argmax())]]
     score = oof["score"].to_numpy(np.float64)
     curves = _curves(oof, best, scored.prefix)
     comparisons = [

@@ -14,6 +14,7 @@ from dermstack.report.figures import Drawing, Estimate, interval_figure
 from dermstack.report.report import TEMPLATE_FOLDER, page_templates
 from dermstack.report.tables import HtmlTable, rows_of, table
 from stack.leaderboard import Leaderboard, choice_note
+from stack.metrics.own_metric import is_own_metric
 from stack.metrics.scores import objective_label
 
 MAX_DRAWN = 30  # runs in the figure; the table has all
@@ -44,7 +45,7 @@ def _board(number: int, board: Leaderboard) -> dict[str, Any]:
         "remarks": [_sentence(remark) for remark in board.remarks],
         "scores": _scores(board),
         "drawn": len(shown),
-        "scores_figure": _figure(f"scores{number}", board, shown, ["low", "high"], board.objective),
+        "scores_figure": _figure(f"scores{number}", board, shown, ["low", "high"], board.column),
         "differences_figure": _figure(
             f"differences{number}", board, shown.iloc[1:], ["difference_low", "difference_high"], "difference"
         ),
@@ -55,13 +56,13 @@ def _board(number: int, board: Leaderboard) -> dict[str, Any]:
 def _scores(board: Leaderboard) -> HtmlTable:
     frame, is_ranking = board.table, len(board.table) > 1
     differences = ["difference", "difference_low", "difference_high", "verdict"] if is_ranking else []
-    shown = frame[["run", board.objective, "low", "high", *differences, "rows"]].copy()
+    shown = frame[["run", board.column, "low", "high", *differences, "rows"]].copy()
     if (frame["rows"] != board.rows).any():
         shown["all_rows"] = frame["all_rows"]
     shown["estimate"] = frame["estimate"] + frame["note"].map(lambda note: f", {note}" if note else "")
     if "other_sources" in frame:
         shown["other_sources"] = frame["other_sources"]
-    intervals = {board.objective: ("low", "high")}
+    intervals = {board.column: ("low", "high")}
     if is_ranking:
         shown.loc[0, differences[:3]] = np.nan  # the best from itself
         intervals["difference"] = ("difference_low", "difference_high")
@@ -70,6 +71,7 @@ def _scores(board: Leaderboard) -> HtmlTable:
         intervals=intervals,
         tags={board.names[0]: "best"} if is_ranking else {},
         heads={
+            **({board.column: board.column} if is_own_metric(board.objective) else {}),
             "difference": "difference from the best",
             "other_sources": "AUC within a typical source, sources held out",
             "difference_low": "paired interval",

@@ -85,7 +85,7 @@ def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
     """Draws the figures, by name; `features`, `training` and `histories` are lists of drawings with their names."""
     headline = Estimate("this blend", data.headline.value, data.headline.low, data.headline.high, strong=True)
     compared = [Estimate(c.label, c.value.value, c.value.low, c.value.high) for c in data.comparisons]
-    runs = [Estimate(*row) for row in rows_of(data.runs, "run", data.objective, "low", "high")]
+    runs = [Estimate(*row) for row in rows_of(data.runs, "run", own_label(data.objective), "low", "high")]
     methods = [
         Estimate(*row)._replace(strong=row[0] == data.chosen)
         for row in rows_of(data.methods, "method", "nested", "low", "high", "tuned")
@@ -140,11 +140,12 @@ def page_tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTab
     runs = data.runs if data.by_fold is None else data.runs.drop(columns=["min_fold", "max_fold"], errors="ignore")
     runs = runs.drop(columns=[name for name in ("seconds",) if name in runs and runs[name].isna().all()])
     runs = runs.replace({"kind": {"logistic": "logistic stacker"}})
+    name = own_label(data.objective)
     made = {
         "runs": table(
             runs,
-            intervals={data.objective: ("low", "high")},
-            heads={data.objective: own_label(data.objective)} if is_own_metric(data.objective) else {},
+            intervals={name: ("low", "high")},
+            heads={name: name} if is_own_metric(data.objective) else {},
         ),
         "methods": table(
             _without_own_difference(data.methods),
