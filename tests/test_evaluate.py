@@ -157,7 +157,9 @@ def test_a_label_that_looks_like_a_positive_word_is_named_in_terminal_and_page(
     monkeypatch.setattr("dermstack.serve.bundle.Bundle.column_rules", property(lambda bundle: rules))
     assert run_cli(*arguments(folder, small_data, tmp_path / "y.csv", tmp_path / "out")) == 0
     said = "target 'malignnat' (1 row) counts as negative, but looks like 'malignant'"
-    assert said in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count(said) == 1
+    assert printed.index(said) < printed.index("predict: "), "before the images are predicted"
     assert any(said in note for note in json.loads((tmp_path / "out" / "evaluation.json").read_text())["notes"])
 
 

@@ -172,14 +172,18 @@ def evaluate_to_files(
         check_output(folder / name, "--out", inputs=inputs)
     promise = read_promise(bundle)
     frame, y = rows_and_targets(bundle, rows, labels)
+    notes = _notes(bundle, rows, labels)
+    for note in notes:  # before the images are predicted, which may take minutes: a label may have to be corrected
+        out.warn(note)
     work = folder / "parts"
     options = PredictOptions(device, n_jobs, on_unreadable=on_unreadable)
     made, dropped = predict_with_dropped(bundle, rows, work, out, options)
     warn_of_fallback(bundle, made, out)
     there = frame["id"].isin(made["id"]).to_numpy()
     y_there, frame = y[there], frame[there].reset_index(drop=True)
-    notes = _notes(bundle, rows, labels) + _fallback_note(made)
-    found = _validated(bundle, promise, rows, made, y_there, frame, notes=notes, dropped=len(dropped))
+    found = _validated(
+        bundle, promise, rows, made, y_there, frame, notes=notes + _fallback_note(made), dropped=len(dropped)
+    )
     write_csv(made.assign(target=y_there), folder / "predictions.csv")
     if dropped:
         write_csv(pd.DataFrame({"id": dropped}), folder / "dropped.csv")
@@ -196,7 +200,7 @@ def evaluate_to_files(
     page = evaluation_html(found, y_there, made["score"].to_numpy(np.float64), created=created)
     _write(page, folder / "evaluation.html")
     shutil.rmtree(work)
-    show_validation(found, out)
+    show_validation(replace(found, notes=tuple(note for note in found.notes if note not in notes)), out)
     out.say(f"page: {folder / 'evaluation.html'}; numbers: {folder / 'evaluation.json'}; predictions.csv beside them")
     return found
 
