@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError, StoreError
+from dermstack.listing import first_of
 from image_models.locks import unused
 from stack.config import Config
 from stack.experiment import BY_SOURCE, Experiment
@@ -66,6 +67,18 @@ def list_experiments(folder: Path) -> pd.DataFrame:
                 line = {"experiment": experiment.name, "run": run_folder.name}
                 rows.append({**line, "auc": np.nan, "headline": "", **_describe(run_folder, target)})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def experiments_elsewhere(folder: Path) -> str:
+    """Returns a sentence on folders near the working directory that hold experiments, where ``folder`` has none."""
+    patterns = ("*/table.parquet", "*/*/table.parquet", "*/runs/*/table.parquet", "*/*/runs/*/table.parquet")
+    found = {path.parent.parent for pattern in patterns for path in Path().glob(pattern) if _is_experiment(path.parent)}
+    found = {place for place in found if place.resolve() != folder.resolve()}
+    return f"; there are experiments in {first_of(sorted(found), 3)}" if found else ""
+
+
+def _is_experiment(folder: Path) -> bool:
+    return (folder / "fingerprints.json").is_file()
 
 
 def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:

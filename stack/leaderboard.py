@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import DataError, StoreError
-from stack.history import find_run, run_scores, units_of
+from stack.history import experiments_elsewhere, find_run, run_scores, units_of
 from stack.metrics.decision_metrics import NEGATED, decision_metric
 from stack.metrics.intervals import Interval, bootstrap_scores, percentile_interval
 from stack.metrics.own_metric import is_import_path, is_own_metric, own_label, own_metric
@@ -96,7 +96,7 @@ def find_names(runs: Path, patterns: Sequence[str]) -> tuple[list[str], list[str
     if not names:
         raise StoreError(
             f"{runs} holds no experiment with a complete blend: `dermstack stack` with a config makes one; --folder "
-            "names another folder"
+            f"names another folder{experiments_elsewhere(runs)}"
         )
     return names, remarks
 

@@ -227,6 +227,22 @@ def test_where_nothing_was_made_runs_says_how_to_begin(tmp_path: Path, capsys: C
     said = " ".join(capsys.readouterr().out.split())
     assert "holds no experiment yet: `dermstack oof" in said
     assert "the folder that the config's `runs` names, and --folder names another folder here" in said
+    assert "there are experiments" not in said
+
+
+@pytest.mark.parametrize("place", ["mine/runs", "data/mine/runs", "mine", "."])
+def test_runs_and_compare_name_a_folder_nearby_that_holds_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, place: str
+) -> None:
+    folder = tmp_path / place / "demo"
+    folder.mkdir(parents=True)
+    for name in ("table.parquet", "fingerprints.json"):
+        (folder / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("runs") == 0
+    assert f"there are experiments in {place};" in " ".join(capsys.readouterr().out.split())
+    assert run_cli("compare") == 2
+    assert f"there are experiments in {place}" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

@@ -373,15 +373,15 @@ def runs(
 ) -> None:
     """List all experiments with their runs and headline scores."""
     from stack.console import Out
-    from stack.history import list_experiments
+    from stack.history import experiments_elsewhere, list_experiments
 
     out = Out(quiet=quiet)
     listing = list_experiments(folder)
     if listing.empty:
         out.say(
             f"{folder} holds no experiment yet: `dermstack oof` with a config creates one in the folder that the "
-            "config's `runs` names, and --folder names another folder here; `dermstack demo-data demo` writes a small "
-            "data set and the config demo/demo.yaml"
+            f"config's `runs` names, and --folder names another folder here{experiments_elsewhere(folder)}; `dermstack "
+            "demo-data demo` writes a small data set and the config demo/demo.yaml"
         )
     else:
         out.table(listing, str(folder))
