@@ -254,6 +254,25 @@ def test_all_forms_in_flight_share_one_limit_and_give_their_bytes_back() -> None
     asyncio.run(run())
 
 
+def test_a_form_that_is_longer_than_it_states_is_given_up_where_its_stated_bytes_end() -> None:
+    parts = [b"a" * 5, b"b" * 5, b"c" * 5, b"d" * 5]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def run() -> None:
+        admission = Admission(counted, refused=refused, max_bytes=100)
+        scope = form_scope(9)
+        scope["headers"].append((b"transfer-encoding", b"chunked"))  # a server then ignores the length
+        status, headers, _ = await asked(admission, scope, receive)
+        assert (status, headers["connection"]) == (413, "close")
+        assert len(parts) == 2
+        assert (admission.bytes_in_flight, admission.forms_in_flight) == (0, 0)
+        assert (await asked(admission, form_scope(9), [b"a" * 5, b"b" * 4]))[0] == 200
+
+    asyncio.run(run())
+
+
 def test_the_number_of_forms_in_flight_is_limited_and_a_killed_one_no_longer_counts() -> None:
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         raise ClientDisconnect

@@ -63,7 +63,7 @@ class Admission:
                 await self.app(scope, receive, send)
                 return
             n_bytes = form_bytes(headers)
-            paced = _paced(receive, self.grace_seconds)
+            paced = _paced(receive, n_bytes, self.grace_seconds)
             try:
                 with self._admitted(n_bytes):
                     await self.app(scope, paced, send)
@@ -146,8 +146,11 @@ def form_bytes(headers: Headers) -> int:
     return int(length)
 
 
-def _paced(receive: Receive, grace_seconds: float) -> Callable[[], Awaitable[Message]]:
-    """Returns ``receive`` that raises HTTPException (408) where the body comes too slowly."""
+def _paced(receive: Receive, stated_bytes: int, grace_seconds: float) -> Callable[[], Awaitable[Message]]:
+    """Returns ``receive`` that raises HTTPException where the body is too slow (408) or longer than stated (413).
+
+    A request that has a Transfer-Encoding too may state any length, and only the stated one counts as in flight.
+    """
     clock = asyncio.get_running_loop().time
     start, n_bytes, complete = clock(), 0, False
 
@@ -163,6 +166,11 @@ def _paced(receive: Receive, grace_seconds: float) -> Callable[[], Awaitable[Mes
                 408, "The images came too slowly: send fewer at a time.", {"Connection": "close"}
             ) from None
         n_bytes += len(message.get("body", b""))
+        if n_bytes > stated_bytes:
+            raise HTTPException(
+                413, "The request is longer than its Content-Length: send the form with a browser.",
+                {"Connection": "close"},
+            )  # fmt: skip
         complete = not message.get("more_body", False)
         return message
 
