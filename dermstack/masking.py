@@ -16,8 +16,10 @@ from typing import Any, TextIO
 
 MASK = "***"
 _KEY = r"(?:\w*(?:passw(?:or)?d|passwd|passphrase|pwd|secret|token)|(?:\w*[_-])?api[_-]?key|access[_-]?key)"
-# user:password@ of a URL, up to the last @: a password may hold an @ that nobody escaped
-_IN_URL = re.compile(r"""(?P<before>\w[\w+.-]*://[^\s/:@'"]*:)[^\s'"]+(?=@)""")
+# user:password@ of a URL, up to the last @: a password may hold an @ that nobody escaped. Each pattern passes over a
+# text once, as a damaged file may put millions of characters into a message: only the scheme's last character is
+# matched, and what follows the user is never given back.
+_IN_URL = re.compile(r"""(?P<before>[\w+.-]://[^\s/:@'"]*+:)(?P<rest>[^\s'"]++)""")
 # password=… of a query or a connection string, 'password': '…' of a printed dict, and "password: …" of YAML
 _QUOTED = re.compile(rf"""(?P<before>\b{_KEY}['"]?\s*[:=]\s*(?P<quote>['"]))(?:(?!(?P=quote)).)+""", re.IGNORECASE)
 _PLAIN = re.compile(rf"""(?P<before>\b{_KEY}=)[^\s&;,'"()\]}}]+""", re.IGNORECASE)
@@ -29,9 +31,15 @@ def mask_secrets(text: str) -> str:
     >>> mask_secrets("postgresql://me:Sup3r@Secret@host/db?sslpassword=x1&timeout=3")
     'postgresql://me:***@host/db?sslpassword=***&timeout=3'
     """
-    for pattern in (_IN_URL, _QUOTED, _PLAIN):
+    text = _IN_URL.sub(_masked_url, text)
+    for pattern in (_QUOTED, _PLAIN):
         text = pattern.sub(rf"\g<before>{MASK}", text)
     return text
+
+
+def _masked_url(found: re.Match[str]) -> str:
+    password, at, host = found["rest"].rpartition("@")
+    return f"{found['before']}{MASK}{at}{host}" if password else found[0]
 
 
 class MaskedStream:

@@ -7,6 +7,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -49,6 +50,14 @@ def test_a_secret_is_masked_wherever_it_stands(text: str) -> None:
 def test_whatever_the_password_of_a_url_holds_it_is_masked(password: str) -> None:
     marked = f"<{password}>"
     assert marked not in mask_secrets(f"error: postgresql://me:{marked}@host/db: refused")
+
+
+@pytest.mark.parametrize("part", ["a", "a://:", "a://b", "://", "-", "a-", "password", "password ", "api_", "x='", "@"])
+def test_a_long_message_is_masked_in_time_that_grows_with_its_length(part: str) -> None:
+    text = f"a@b {part * (30_000 // len(part))} postgresql://me:{SECRET}@host/db"
+    start = time.process_time()
+    assert SECRET not in mask_secrets(text)
+    assert time.process_time() - start < 1, "begun again at each character, a million take hours"
 
 
 @pytest.mark.parametrize(
