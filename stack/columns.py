@@ -30,7 +30,7 @@ RESERVED = frozenset({
     "part", "split_group", "logit", "score", "p", "p_calibrated",
 })  # fmt: skip
 _MAX_NAMED = 12  # columns that a message lists
-_MAX_IDS = 3  # rows that a message lists for each column
+_MAX_INFINITE, _MAX_IDS = 4, 3  # columns with infinite cells that a message lists, and rows of each
 
 InfiniteCells = dict[str, NDArray[np.bool_]]  # rows (n,) whose cell is infinite or beyond 1e38, by csv column
 
@@ -232,7 +232,7 @@ def infinite_note(infinite: InfiniteCells, ids: pd.Series, path: Path) -> list[s
     parts = [
         f"{csv!r} in {int(cells.sum()):,} rows ({first_of(ids[cells], _MAX_IDS)})" for csv, cells in infinite.items()
     ]
-    listed = first_of(parts, _MAX_NAMED, separator="; ")
+    listed = first_of(parts, _MAX_INFINITE)
     return [
         f"{path}: infinite cells, and numbers beyond {LARGEST:g}, count as missing values: column {listed}; write a "
         "number there if they stand for one"

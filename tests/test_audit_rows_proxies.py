@@ -79,3 +79,14 @@ def test_columns_of_train_alone_are_listed_in_one_note(tmp_path: Path) -> None:
 def test_a_column_is_of_numbers_where_all_that_is_not_empty_is_one() -> None:
     assert numbers_or_words(pd.Series(["1", " 2.5", ""])).tolist()[:2] == [1, 2.5]
     assert numbers_or_words(pd.Series(["1", "two", ""])).tolist()[:2] == ["1", "two"]
+
+
+def test_infinite_cells_of_a_column_that_nothing_uses_are_missing_values(tmp_path: Path) -> None:
+    assert np.isnan(numbers_or_words(pd.Series(["1", "inf", "-inf", "1e39"])).tolist()[1:]).all()
+
+    def plant(train: pd.DataFrame, test: pd.DataFrame) -> None:
+        for part in (train, test):
+            part["ratio"] = np.random.default_rng(0).normal(size=len(part))
+            part.loc[part.index[:3], "ratio"] = np.inf
+
+    assert proxy_findings(audited_experiment(tmp_path, plant)) == []

@@ -22,6 +22,7 @@ from stack.keys import fold_labels, is_missing_fold
 from stack.missing_codes import MissingCode, declared, listed_codes, missing_codes
 from stack.table import ACQUISITION
 from stack.table_checks import SENTINELS
+from tabular.relative import LARGEST
 
 LARGE_GROUP_RATIO = 5  # a group with this many times the 99th percentile of the other sizes is reported
 LARGE_GROUP_ROWS = 20  # and only if it has at least this many rows
@@ -275,11 +276,16 @@ def proxy_findings(experiment: Experiment) -> list[Finding]:
 
 
 def numbers_or_words(cells: pd.Series) -> pd.Series:
-    """Returns cells as numbers if every non-empty cell is a number, else as words; empty cells are missing."""
+    """Returns cells as numbers if every non-empty cell is a number, else as words; empty cells are missing.
+
+    As in the table that models use, numbers that are infinite or beyond 1e38 are missing values.
+    """
     text = cells.str.strip().reset_index(drop=True)
     text = text.mask(text == "")
     numbers = pd.to_numeric(text, errors="coerce")
-    return numbers.astype("float64") if (numbers.notna() == text.notna()).all() else text
+    if not (numbers.notna() == text.notna()).all():
+        return text
+    return numbers.astype("float64").mask(numbers.abs() > LARGEST)
 
 
 def _proxy_finding(
