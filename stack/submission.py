@@ -316,6 +316,7 @@ def check_sample(experiment: Experiment) -> None:
         submission(
             ids, np.zeros(len(ids)), id_column=_id_column(experiment.config),
             target_column=experiment.config.data.columns.target_column, sample=sample,
+            images=experiment.table.test["id"],
         )  # fmt: skip
     except DataError as error:
         raise DataError(f"predict_per: one prediction for each {_id_column(experiment.config)}, but {error}") from error

@@ -22,13 +22,16 @@ def submission(
     id_column: str,
     target_column: str,
     sample: Path | None = None,
+    of: str = "data.test and data.sample_submission",
+    images: pd.Series | None = None,
 ) -> pd.DataFrame:
     """Returns a submission: columns id (str) and score (float64 in [0, 1]), one row for each of `ids` (n,).
 
     With `sample` (a sample_submission.csv) the rows are joined to it by id and take its order and column names;
     its id column is `id_column`, or its first column where that name is absent. Without it, rows are in the order
-    of `ids`. Raises DataError for ids that are missing, extra, duplicated or not strings, and for a score that is
-    not a number in [0, 1].
+    of `ids`. `of` names the two settings that must have the same ids; `images` are the ids of the images where `ids`
+    are those of units of several images. Raises DataError for ids that are missing, extra, duplicated or not strings,
+    and for a score that is not a number in [0, 1].
     """
     values = np.asarray(score, dtype=np.float64)
     if values.shape != (len(ids),):
@@ -37,7 +40,10 @@ def submission(
     names = pd.Series(ids, dtype="str").to_numpy()
     frame = pd.DataFrame({id_column: names, target_column: values})
     if sample is not None:
-        frame, id_column = _in_sample_order(frame, _read_sample(sample), sample)
+        expected = _read_sample(sample, of.rpartition(" and ")[2])
+        if images is not None:
+            _check_names_units(expected, frame[id_column], images, id_column, sample)
+        frame, id_column = _in_sample_order(frame, expected, sample, of)
     check_submission(frame, id_column=id_column, sample=sample)
     return frame
 
@@ -57,7 +63,7 @@ def check_submission(frame: pd.DataFrame, *, id_column: str, sample: Path | None
                 f"{sample} has the columns {list(expected.columns)}, the submission has {list(frame.columns)}: "
                 "rename these"
             )
-        _check_same_ids(ids, expected[id_column], sample)
+        _check_same_ids(ids, expected[id_column], sample, "data.test and data.sample_submission")
         moved = ids.to_numpy() != expected[id_column].to_numpy()
         if moved.any():
             row = int(np.flatnonzero(moved)[0])
@@ -82,7 +88,19 @@ def submission_text(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, lineterminator="\n")  # by default the line ends depend on the platform
 
 
-def _in_sample_order(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) -> tuple[pd.DataFrame, str]:
+def _check_names_units(
+    expected: pd.DataFrame, units: pd.Series, images: pd.Series, id_column: str, sample: Path
+) -> None:
+    """Raises DataError where a sample has the ids of images, but there is one prediction for each unit."""
+    names = expected[id_column if id_column in expected else str(expected.columns[0])]
+    if names.isin(set(images)).any() and not names.isin(set(units)).any():
+        raise DataError(
+            f"{sample} has a row for each image ({first_of(names, 3)}), not for each {id_column} "
+            f"({first_of(units, 3)}): give a sample with these, or none: the submission then has the table's order"
+        )
+
+
+def _in_sample_order(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path, of: str) -> tuple[pd.DataFrame, str]:
     """Returns `frame` (id, score) with the sample's order and column names, and the name of its id column."""
     id_column, target_column = map(str, frame.columns)
     id_name = id_column if id_column in expected else str(expected.columns[0])
@@ -90,15 +108,15 @@ def _in_sample_order(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) 
     # The submission has the sample's spelling of an id: 17 where the sample has 17 and data.test 17.0.
     ids = keys_as_in(frame[id_column], expected[id_name], "the predictions: id", of=str(sample))
     frame = frame.assign(**{id_column: ids})
-    _check_same_ids(frame[id_column], expected[id_name], sample)
+    _check_same_ids(frame[id_column], expected[id_name], sample, of)
     scores = frame.set_index(id_column)[target_column].reindex(expected[id_name])
     return expected.assign(**{target_name: scores.to_numpy()}), id_name
 
 
-def _read_sample(path: Path) -> pd.DataFrame:
+def _read_sample(path: Path, setting: str = "data.sample_submission") -> pd.DataFrame:
     """Reads a sample's two columns as the strings in the file: "007" stays "007", "NA" stays "NA"."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file: correct data.sample_submission in the config")
+        raise DataError(f"{path}: no such file: correct {setting}")
     cells = read_cells(path)
     header = list(map(str, cells.columns))
     if len(set(header)) != 2 or len(header) != 2:
@@ -116,7 +134,7 @@ def _check_ids(ids: list[object], where: str) -> None:
         raise DataError(f"{where}: duplicated ids {first_of(doubled)}: keep one row for each image")
 
 
-def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
+def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path, of: str) -> None:
     _check_ids(list(expected), str(sample))
     ours, theirs = set(ids), set(expected)
     faults = []
@@ -128,5 +146,5 @@ def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
         advice = other_spelling(pd.Series(extra, dtype="str"), expected, of=str(sample))
         raise DataError(
             f"the ids are not those of {sample}; {'; '.join(faults)}. "
-            "Check that data.test and data.sample_submission have the same ids" + (f": {advice}" if advice else "")
+            f"Check that {of} have the same ids" + (f": {advice}" if advice else "")
         )

@@ -266,3 +266,25 @@ def test_a_group_can_be_the_unit_and_its_pooling_one_without_a_fit(
     together = read_patient(Ensemble(made.bundle, device="cpu"), photos).lesions
     assert {lesion.unit for lesion in together} == {"all images"}
     assert len({lesion.score for lesion in together}) == 1
+
+
+@pytest.mark.parametrize("what", ["images", "other units", "no file"])
+def test_a_sample_of_other_ids_is_refused_before_an_image_is_predicted(
+    made: Made, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    table, sample = made.table("test"), tmp_path / "sample.csv"
+    if what != "no file":
+        names = table["image_name"] if what == "images" else unit_of(table).drop_duplicates().iloc[1:]
+        pd.DataFrame({"id": names, "target": 0}).to_csv(sample, index=False)
+    said = {
+        "images": "sample.csv has a row for each image",
+        "other units": "Check that the rows to predict (--metadata) and --sample have the same ids",
+        "no file": "no such file: correct --sample",
+    }[what]
+    assert run_cli(
+        "predict", "--bundle", str(made.folder / "units.zip"), "--images", str(small_data / "images"), "--metadata",
+        str(made.folder / "test.csv"), "--out", str(tmp_path / "p.csv"), "--submission", str(tmp_path / "s.csv"),
+        "--sample", str(sample), "-q",
+    ) == 2  # fmt: skip
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "p.csv.parts").exists()

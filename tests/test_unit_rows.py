@@ -202,7 +202,9 @@ def test_a_sample_of_images_is_refused_before_anything_is_fitted(tmp_path: Path)
     experiment = import_readers(path)
     ids = pd.read_csv(tmp_path / "test.csv", dtype=str)["image_id"]
     pd.DataFrame({"prediction_id": ids, "cancer": 0}).to_csv(tmp_path / "sample_submission.csv", index=False)
-    with pytest.raises(DataError, match=r"one prediction for each patient_id_laterality, but the ids are not those"):
+    with pytest.raises(
+        DataError, match=r"sample_submission.csv has a row for each image \(.*not for each patient_id_laterality"
+    ):
         run_stack(path, out=Out(quiet=True))
     assert not (experiment.folder / "blend").exists()
     with pytest.raises(DataError, match=r"one prediction for each patient_id_laterality"):

@@ -31,6 +31,7 @@ from dermstack.serve.new_rows import (
 )
 from dermstack.serve.novelty import Novelty, read_novelty
 from dermstack.serve.review import decided, say_decisions
+from dermstack.serve.units import rows_to_predict
 from dermstack.threads import limit_threads
 from image_models.cache import ImageCache, build_cache
 from image_models.io.readers import FileNames, Source, with_contents
@@ -358,6 +359,8 @@ def predict_to_files(
     rows = tolerant(rows, on_unreadable)
     report_rows(bundle, rows, images, metadata, out, files=files, strict=strict)
     _introduce(bundle, rows, out)
+    if outputs.submission and on_unreadable != "drop":  # a sample of other ids is told before images are predicted
+        _submission(bundle, rows, rows_to_predict(rows)["id"], None, outputs.sample)
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
     work = outputs.work or beside / f"{outputs.csv.name}.parts"
@@ -373,8 +376,7 @@ def predict_to_files(
         gone = "have no row" if bundle.predict_per is None else "are left out; the others of their unit are pooled"
         out.warn(f"{len(dropped):,} unreadable images {gone}" + ("" if streamed else f", see {listed}"))
     if outputs.submission:
-        columns = {"id_column": bundle.id_column, "target_column": bundle.columns["target"]}
-        frame = submission(made["id"], made["score"], **columns, sample=outputs.sample)
+        frame = _submission(bundle, rows, made["id"], made["score"], outputs.sample)
         with output_file(outputs.submission) as temporary:
             temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
         out.say(f"submission: {outputs.submission}")
@@ -390,6 +392,17 @@ def predict_to_files(
     each = "" if bundle.predict_per is None else f", one for {bundle.per_text}"
     out.say(f"predictions: {outputs.csv}, {len(made):,} rows{each}")
     return made
+
+
+def _submission(
+    bundle: Bundle, rows: NewRows, ids: pd.Series, score: pd.Series | None, sample: Path | None
+) -> pd.DataFrame:
+    """Returns the submission of these rows, in the order of the sample; without scores, checks its ids alone."""
+    return submission(
+        ids, np.zeros(len(ids)) if score is None else score, id_column=bundle.id_column,
+        target_column=bundle.columns["target"], sample=sample, of="the rows to predict (--metadata) and --sample",
+        images=None if bundle.predict_per is None else rows.frame["id"],
+    )  # fmt: skip
 
 
 def write_csv(rows: pd.DataFrame, path: Path) -> None:
