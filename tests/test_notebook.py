@@ -142,23 +142,23 @@ def test_what_is_not_there_is_installed_from_the_attached_wheels(world: World, t
     assert (tmp_path / "working" / "submission.csv").read_bytes() == world.submission.read_bytes()
 
 
-def run_install_cell(folder: Path) -> subprocess.CompletedProcess[str]:
+def run_install_cell(folder: Path, module: str = "made_up_for_this_test") -> subprocess.CompletedProcess[str]:
     """Runs the notebook's cell that installs, in a kernel that has imported another version of what is listed.
 
     Wheels are attached in ``folder``/wheels.
     """
     site = folder / "site"
     site.mkdir()
-    (site / "made_up_for_this_test.py").write_text("OLD = True")
-    (folder / "skin.wheels.txt").write_text("made-up-for-this-test==1.5\n")
+    (site / f"{module}.py").write_text("OLD = True")
+    (folder / "skin.wheels.txt").write_text(f"{module.replace('_', '-')}==1.5\n")
     code = f"""
 from pathlib import Path
-import made_up_for_this_test
-assert made_up_for_this_test.OLD
+import {module}
+assert {module}.OLD
 WHEELS, ATTACHED = Path({str(folder / "skin.wheels.txt")!r}), sorted(Path({str(folder / "wheels")!r}).rglob("*"))
 {_INSTALL.format(version=version("dermstack"))}
-import made_up_for_this_test
-assert not hasattr(made_up_for_this_test, "OLD")
+import {module}
+assert not hasattr({module}, "OLD")
 """
     more = {"PIP_TARGET": str(site), "PIP_UPGRADE": "1", "PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run([sys.executable, "-c", code], env=os.environ | more, capture_output=True, text=True)
@@ -169,6 +169,16 @@ def test_what_is_installed_replaces_what_the_kernel_had_imported(tmp_path: Path)
     write_wheel(tmp_path / "wheels" / "made_up_for_this_test-1.5-py3-none-any.whl", "made_up_for_this_test", "1.5")
     ended = run_install_cell(tmp_path)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_another_numpy_in_the_kernel_needs_a_restart_which_is_said(tmp_path: Path) -> None:
+    """Python refuses to load its compiled part twice: `cannot load module more than once per process`."""
+    (tmp_path / "wheels").mkdir()
+    write_wheel(tmp_path / "wheels" / "numpy-1.5-py3-none-any.whl", "numpy", "1.5")
+    ended = run_install_cell(tmp_path, "numpy")
+    assert "RuntimeError: the kernel had imported another numpy" in ended.stderr
+    assert "restart the kernel and run all cells again" in ended.stderr
+    assert "remove numpy's line from skin.wheels.txt" in ended.stderr
 
 
 def test_a_wheel_that_is_not_attached_is_named_with_what_to_do(tmp_path: Path) -> None:

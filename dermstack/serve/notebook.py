@@ -214,6 +214,12 @@ if lacking:
             f"wheels as {{WHEELS.name}} says, or remove the lines of those that may stay in the version of this machine"
         )
     parts = {{file.parts[0].removesuffix(".py") for pin in lacking for file in files(pin.split("==")[0]) or ()}}
+    if "numpy" in parts and "numpy" in sys.modules:
+        raise RuntimeError(
+            "the kernel had imported another numpy, which Python loads once only: restart the kernel and run all cells "
+            f"again; nothing is installed then. In a notebook that runs by itself, remove numpy's line from "
+            f"{{WHEELS.name}}: the version of this machine then stays"
+        )
     for name in [name for name in sys.modules if name.split(".")[0] in parts]:
         del sys.modules[name]  # the kernel had imported the version that was replaced"""
 
