@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import run_cli
 from html_page import Page
-from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
+from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -157,3 +157,25 @@ def test_imported_runs_and_a_regression_make_no_section_on_training(experiment: 
     assert blend is not None
     data = report_data(experiment, blend, blended_runs(experiment, blend), Out(quiet=True))
     assert data.training is None  # a logistic regression is not trained by rounds
+
+
+def test_a_run_that_is_gone_or_was_made_again_is_not_shown_beside_the_blend_of_the_old_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_experiment(tmp_path)
+    experiment = opened_experiment(config)
+    for seed, name in enumerate(("net_a", "net_b")):
+        import_frames(experiment, name, *predictions(experiment, seed=seed))
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
+    run = experiment.models / "net_b"
+    run.rename(tmp_path / "away")  # as `oof --rebuild` does first
+    error = command_error(capsys, "report", "-c", str(config), "-q")
+    assert "the blend was made of net_a, net_b, of which net_b is no longer complete" in error
+    (tmp_path / "away").rename(run)
+    page(experiment)
+    import_frames(experiment, "net_b", *predictions(experiment, seed=1), replace=True)
+    page(experiment)  # the same predictions
+    import_frames(experiment, "net_b", *predictions(experiment, seed=7), replace=True)
+    error = command_error(capsys, "report", "-c", str(config), "-q")
+    assert "net_a, net_b: at least one of these runs was made again after they were blended" in error
+    assert "dermstack stack" in error

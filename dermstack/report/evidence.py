@@ -55,7 +55,7 @@ from stack.metrics.subgroups import subgroups
 from stack.probes import make_probes
 from stack.review import shown_review
 from stack.source_estimates import stored_leave_source_out
-from stack.store import Run, atomic, read_run, read_runs
+from stack.store import Run, atomic, fingerprint, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
 from stack.up_to_date import library_versions
@@ -230,8 +230,24 @@ def _seen_level1(experiment: Experiment, stackers: list[Run]) -> list[Run]:
 
 
 def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
-    """Returns the runs of the blend's experiment, in its order; those that the blend leaves out feed its stackers."""
+    """Returns the runs of the blend's experiment, in its order; those that the blend leaves out feed its stackers.
+
+    Raises StoreError where one of them is gone, as while `oof --rebuild` makes it again, or is not the run that was
+    blended: a page of both would show numbers that do not belong together.
+    """
     by_name = {run.name: run for run in read_runs(experiment.models)}
+    again = f"run `{experiment.command('stack')}`"
+    if gone := [name for name in all_runs(blend) if name not in by_name]:
+        raise StoreError(
+            f"the blend was made of {', '.join(all_runs(blend))}, of which {', '.join(gone)} is no longer complete in "
+            f"{experiment.models}: wait for the `oof` that makes it, or run `{experiment.command('oof')}`; then {again}"
+        )
+    files = {name: by_name[name].meta["files"] for name in blend.meta["runs"]}
+    if blend.meta["inputs"].get("runs") != fingerprint(files):
+        raise StoreError(
+            f"{', '.join(files)}: at least one of these runs was made again after they were blended, so {blend.folder} "
+            f"is stale: {again}, which blends them and writes the report"
+        )
     return [by_name[name] for name in all_runs(blend)]
 
 
