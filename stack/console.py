@@ -43,17 +43,19 @@ class Out:
 
     def say(self, text: str) -> None:
         """Prints one plain line; square brackets and colons are printed as they are, not as Rich markup."""
-        self._console.print(Text(text))
+        self._print(Text(text))
 
     def warn(self, text: str) -> None:
         """Prints one line that begins with "warning:", in yellow on a terminal."""
-        self._console.print(Text(f"warning: {text}", style="yellow"))
+        self._print(Text(f"warning: {text}", style="yellow"))
 
     def table(self, frame: pd.DataFrame, title: str) -> None:
         """Prints a table, or each row as several lines where the terminal is too narrow.
 
         Floats get four decimals, from 100 on one.
         """
+        if self.quiet:
+            return
         from pandas.api.types import is_numeric_dtype
 
         table = Table(title=Text(title), title_justify="left")
@@ -72,6 +74,10 @@ class Out:
             for name, cell in zip(frame.columns, row, strict=True):
                 lines.add_row(Text(f"  {name}"), cell)
             self._console.print(lines, "")
+
+    def _print(self, text: Text) -> None:
+        if not self.quiet:  # Rich would lay the text out and then throw it away
+            self._console.print(text)
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:

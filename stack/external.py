@@ -135,9 +135,10 @@ def listed_copies(
     ``listed`` has id_1 and id_2 of each pair; None where the config names no such file. Raises as
     `duplicates_of_primary` does.
     """
+    if listed is None or external.empty:
+        return pd.DataFrame(columns=["id", "source", "reason"], dtype="str")
     ids = pd.concat([primary.train["id"], primary.test["id"]])
-    pairs = pd.DataFrame(columns=["id_1", "id_2"], dtype="str") if listed is None else listed
-    return duplicates_of_primary(external, pairs[pairs.isin(set(ids)).any(axis=1)], on_collision)
+    return duplicates_of_primary(external, listed[listed.isin(set(ids)).any(axis=1)], on_collision)
 
 
 def duplicates_of_primary(

@@ -78,10 +78,11 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         self.unseen_: dict[str, dict[str, int]] = {}
         for column, categories in self.categories_.items():
             strings = frame[column].astype("str")
-            unseen = strings[~strings.isin([*categories, *self.rare_[column]])].value_counts().sort_index()
+            codes = pd.Index(categories, dtype="str").get_indexer(pd.Index(strings))
+            others = strings[codes < 0].dropna()
+            unseen = others[~others.isin(self.rare_[column])].value_counts().sort_index()
             if len(unseen):
                 self.unseen_[column] = {str(value): int(rows) for value, rows in unseen.items()}
-            codes = pd.Index(categories, dtype="str").get_indexer(pd.Index(strings))
             blocks.append(codes[:, None] == np.arange(len(categories)))
             if column in self.indicated_:
                 blocks.append(strings.isna().to_numpy()[:, None])

@@ -48,6 +48,11 @@ def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffl
     audit_pairs.csv and second_look.csv into the experiment's folder, and nothing else. Raises ConfigError for
     ``shuffles`` without a frozen image model.
     """
+    if shuffles and not _frozen(experiment.finished(level=1)):
+        raise ConfigError(
+            "--shuffles needs a finished run of a frozen image model, and the experiment has none: add a model with "
+            "`frozen: true` to image_models and run `dermstack oof`, or use `--shuffle-target`"
+        )
     parts: dict[str, tuple[str, list[Finding]]] = {}
     pairs, sizes = pair_kinds(experiment.curation.pairs, experiment.table), None
     if pictures and experiment.config.data.images is not None:
@@ -156,13 +161,11 @@ def _audit_shuffled_targets(experiment: Experiment, runs: Sequence[Run], out: Ou
         shuffled_target_aucs,
     )
 
-    frozen = [run for run in runs if run.meta["kind"] == "frozen"]
-    if not frozen:
-        raise ConfigError(
-            "--shuffles needs a finished run of a frozen image model, and the experiment has none: add a model with "
-            "`frozen: true` to image_models and run `dermstack oof`, or use `--shuffle-target`"
-        )
-    return shuffled_findings(shuffled_target_aucs(experiment, frozen[0], out, shuffles=shuffles))
+    return shuffled_findings(shuffled_target_aucs(experiment, _frozen(runs)[0], out, shuffles=shuffles))
+
+
+def _frozen(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.meta["kind"] == "frozen"]
 
 
 def _inputs_fingerprint(experiment: Experiment, runs: Sequence[Run]) -> str:
