@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -100,10 +101,20 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated data set of 240 training and 60 test images at 32 px."""
+    return _generated(tmp_path_factory, "small", n_train=240, n_test=60)
+
+
+@pytest.fixture(scope="session")
+def smaller_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of 120 and 30 images, for tests that train often and ask which nets were trained, not how well."""
+    return _generated(tmp_path_factory, "smaller", n_train=120, n_test=30)
+
+
+def _generated(made: pytest.TempPathFactory, name: str, *, n_train: int, n_test: int) -> Path:
     from dermstack.cli.demo_data import write_demo_data
 
-    folder = tmp_path_factory.mktemp("small") / "data"
-    write_demo_data(folder, n_train=240, n_test=60, size=32, seed=1)
+    folder = made.mktemp(name) / "data"
+    write_demo_data(folder, n_train=n_train, n_test=n_test, size=32, seed=1)
     return folder
 
 
@@ -178,6 +189,31 @@ def config_path(small_data: Path, tmp_path: Path) -> Path:
     return small_config(small_data, tmp_path)
 
 
+@contextmanager
+def blank_figures() -> Iterator[None]:
+    """Leaves the figures of pages empty, which takes most of a page's time: for tests that read words and numbers."""
+    from unittest.mock import patch
+
+    def save(_: object, file: IO[str], **_settings: object) -> None:
+        file.write('<svg viewBox="0 0 317 200"></svg>')
+
+    with patch("matplotlib.figure.Figure.savefig", save):
+        yield
+
+
+@pytest.fixture
+def without_figures() -> Iterator[None]:
+    with blank_figures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_without_figures() -> Iterator[None]:
+    """The same for all tests of a file and the experiments that they share."""
+    with blank_figures():
+        yield
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seeds of every training from now on."""
@@ -200,6 +236,31 @@ def _commands(app: typer.Typer) -> object:
     return typer_get_command(app)
 
 
+@functools.cache
+def _drift_classifier() -> Callable[..., object]:
+    """The classifier of train against test rows, fitted once for the same rows.
+
+    Most experiments here have the same table, and without this its 28 fits take half of a small `dermstack stack`.
+    """
+    from dermstack.audit import drift
+
+    @functools.lru_cache(maxsize=512)
+    def fitted(x: bytes, y: bytes, columns: int, kind: str) -> object:
+        return fit(np.frombuffer(x).reshape(-1, columns), np.frombuffer(y, kind))
+
+    fit = drift._fit_classifier
+    return lambda x, y: fitted(x.tobytes(), y.tobytes(), x.shape[1], y.dtype.str)
+
+
+@pytest.fixture(scope="module")
+def drift_fitted_once() -> Iterator[None]:
+    """For tests that stack or audit by other ways than `run_cli`, which does the same."""
+    from unittest.mock import patch
+
+    with patch("dermstack.audit.drift._fit_classifier", _drift_classifier()):
+        yield
+
+
 def run_cli(*arguments: str) -> int:
     """The command line in this process: its exit status."""
     from unittest.mock import patch
@@ -207,7 +268,11 @@ def run_cli(*arguments: str) -> int:
     from dermstack.cli.main import main
 
     of_ctrl_c = signal.getsignal(signal.SIGINT)  # which a command ignores once it is done
-    with patch("sys.argv", ["dermstack", *arguments]), patch("typer.main.get_command", _commands):
+    with (
+        patch("sys.argv", ["dermstack", *arguments]),
+        patch("typer.main.get_command", _commands),
+        patch("dermstack.audit.drift._fit_classifier", _drift_classifier()),
+    ):
         try:
             main()
         except SystemExit as ended:

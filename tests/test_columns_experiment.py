@@ -48,6 +48,7 @@ def _stacked(config: Path, *overrides: str) -> dict[str, object]:
     return run.meta
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_level_2_uses_the_named_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = _with_columns(tmp_path, numeric=["size*"], categorical="camera")
     features = _stacked(config)["features"]
@@ -100,6 +101,7 @@ def test_two_features_of_one_name_are_refused(tmp_path: Path, capsys: pytest.Cap
     assert "two features of level 2 are named 'net_group_mean'" in said
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_target_words_missing_codes_and_no_group_work_to_the_submission(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +264,7 @@ def _features_of(config: Path, *options: str) -> dict[str, list[str]]:
     return {kind: list(run.meta["features"]) for kind, run in runs.items() if run}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_gbdts_take_columns_of_many_words_as_native_categories(tmp_path: Path) -> None:
     config = _with_many_words(tmp_path)
     found = _features_of(config)

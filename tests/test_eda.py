@@ -100,6 +100,7 @@ def test_the_page_asks_the_network_for_nothing_and_runs_nothing(whole):
     assert "default-src 'none'" in html
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_middle_size_that_is_the_risky_one_shows_by_shape_where_ranks_are_blind(tmp_path):
     table, rng = make_table(900), np.random.default_rng(2)
     positive = table.train["target"] == 1
@@ -214,6 +215,7 @@ def test_a_table_alone_makes_a_page(tmp_path):
     assert not {"sheet", "folds", "drift-columns"} & set(page.ids)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_no_images_leaves_out_the_pictures_and_asks_for_none(tmp_path):
     table, asked = make_table(), []
     pictures = make_pictures(table, asked)
@@ -270,6 +272,7 @@ def test_pictures_that_lack_an_id_are_refused(tmp_path):
     assert not (tmp_path / "eda.html").exists()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_pairs_with_a_picture_that_is_not_at_hand_are_counted_and_not_shown(tmp_path):
     table = make_table()
     pairs = make_pairs(table).assign(id_2="elsewhere")

@@ -93,6 +93,7 @@ def test_nets_on_other_scales_agree_as_much(experiment: Experiment) -> None:
     assert rank_correlations([run, Scaled(run)]).loc["net_a", "scaled"] == pytest.approx(1)  # type: ignore[list-item]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_ids_that_the_audit_found_are_on_the_page_only_when_asked_for(experiment: Experiment) -> None:
     finding = Finding("error", "near-duplicates", "1 pairs", "look at both", "closest 0003 and 0007")
     write_part_findings(experiment, {"pictures": ("today", [finding])})
@@ -123,6 +124,7 @@ def test_no_id_and_no_group_is_on_the_page(tmp_path: Path) -> None:
     assert "secret" not in page(experiment)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_where_images_are_named_by_codes_the_page_says_what_a_code_is(experiment: Experiment) -> None:
     ids = experiment.table.train["id"].tolist()
     html = page(experiment)
@@ -141,6 +143,7 @@ def test_where_images_are_named_by_codes_the_page_says_what_a_code_is(experiment
     assert set(pseudonyms(cases, key)) <= set(coded.named)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_without_level_2_nothing_is_said_of_it(tmp_path: Path) -> None:
     config = write_experiment(tmp_path, stackers=[])
     experiment = opened_experiment(config)

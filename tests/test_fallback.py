@@ -98,6 +98,7 @@ def test_an_unreadable_training_image_is_no_matter_of_the_test_rows_fallback(
     assert lost in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_every_test_row_is_submitted_and_the_rows_without_an_image_are_named(
     broken: tuple[Path, list[str]], capsys: Capture
 ) -> None:

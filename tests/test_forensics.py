@@ -118,8 +118,10 @@ FAULTS: dict[str, tuple[Callable[[World, pd.DataFrame], pd.DataFrame], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_named_and_the_other_files_are_not(world: World, fault: str) -> None:
     change, expected = FAULTS[fault]
-    world.write(a_oof=change(world, world.oof()), b_oof=world.oof(), c_oof=world.oof())
-    found = world.examine()
+    world.write(a_oof=change(world, world.oof()), b_oof=world.oof())
+    if fault in ("other folds", "constant", "shuffled ids"):  # most files are right, and b is like one of the others
+        world.write(c_oof=world.oof())
+    found = world.examine(claimed="0.8")  # so that the files without errors are blended, also where only one is left
     assert any(one.startswith(expected) for one in words(found)), words(found)
     assert {one.runs for one in found.findings} <= {("a",), ()}
     assert all(one.finding.evidence and one.finding.remedy for one in found.findings)

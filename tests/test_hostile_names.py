@@ -99,14 +99,19 @@ def test_a_bundles_names_of_runs_are_no_paths(key: str, name: str, tmp_path: Pat
     ["../out", "/tmp/out", "a/../../out", "a\\..\\out", "C:/out", "C:out", "a//b", "", ".", "./a", "a/.", "a/", "NUL",
      "con.json", "x/aux.npy", "com1", "a.", "a ", ".a", "a\x00b", "a\nb", "a\u202eb", "a:b", "a*", "|a", "~/a/../../b"],
 )  # fmt: skip
-def test_a_name_in_a_manifest_that_leads_out_or_is_a_device_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_name_in_a_manifest_that_leads_out_or_is_a_device_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {**FILES, name: b"out"}
     members = {"manifest.json": manifest(files), **FILES, name or "x": b"out"}
     (tmp_path / "b.zip").write_bytes(zipped(members))
-    before = tree(tmp_path.parent)
+    unpacked_in = tmp_path / "system" / "temporary"
+    unpacked_in.mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(unpacked_in))
+    before = tree(tmp_path)
     with pytest.raises(BundleError, match="names a file outside the bundle"):
         read_bundle(tmp_path / "b.zip")
-    assert tree(tmp_path.parent) == before
+    assert tree(tmp_path) == before
 
 
 def test_what_a_zip_holds_beside_its_manifest_is_not_unpacked(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_the_same_picture_twice_sits_in_one_fold_while_the_patients_stay(world: 
     assert {tuple(sorted(pair)) for pair in pairs[["id_1", "id_2"]].to_numpy()} == {tuple(sorted((a, b)))}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_was_decided_stays_for_the_steps_that_see_no_picture(world: Path, capsys: Capture) -> None:
     show_the_same(world, *strangers(world))
     path = config(world)

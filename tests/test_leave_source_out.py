@@ -26,6 +26,8 @@ from stack.metrics.own_metric import own_label, own_metric
 from stack.prediction_files import ImportedColumns
 from stack.source_estimates import HELD_OUT, LEVEL_2_ONLY, OWN, REFITTED, SEEN, TRAINED_AGAIN, source_sentences
 
+pytestmark = pytest.mark.usefixtures("drift_fitted_once", "module_without_figures")
+
 LIGHT = {"stackers": [{"name": "line", "kind": "logistic", "runs": []}]}
 
 

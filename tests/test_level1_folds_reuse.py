@@ -19,10 +19,10 @@ NET = {"name": "tiny", "backbone": "test_resnet", "pretrained": False, "size": 3
 
 
 @pytest.fixture(scope="session")
-def one_seed(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_seed(smaller_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a complete run of seed 0. Copy before changing it."""
     folder = tmp_path_factory.mktemp("one_seed")
-    assert run_cli("oof", "-c", str(config(small_data, folder)), "-q") == 0
+    assert run_cli("oof", "-c", str(config(smaller_data, folder)), "-q") == 0
     return folder
 
 
@@ -50,22 +50,23 @@ def contents(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("wanted", [{"seeds": [0, 3]}, {"seeds": [3, 0]}, {"tta": "flips"}], ids=str)
 def test_what_was_trained_is_taken_over_and_the_bytes_are_those_of_a_run_from_nothing(
-    wanted: dict[str, Any], one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int],
+    wanted: dict[str, Any], one_seed: Path, smaller_data: Path, tmp_path: Path, trained: list[int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     folder = copied(one_seed, tmp_path)
-    assert run_cli("oof", "-c", str(config(small_data, folder, **wanted)), "--rebuild", "tiny") == 0
+    assert run_cli("oof", "-c", str(config(smaller_data, folder, **wanted)), "--rebuild", "tiny") == 0
     assert trained == ([3] * 3 if "seeds" in wanted else [])
     assert "3 trained nets are reused without training" in " ".join(capsys.readouterr().out.split())
-    assert run_cli("oof", "-c", str(config(small_data, tmp_path, **wanted)), "-q") == 0
+    assert run_cli("oof", "-c", str(config(smaller_data, tmp_path, **wanted)), "-q") == 0
     assert contents(folder) == contents(tmp_path)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_label_by_hand_stands_beside_the_number_and_trains_nothing(
-    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int], capsys: pytest.CaptureFixture[str]
+    one_seed: Path, smaller_data: Path, tmp_path: Path, trained: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copied(one_seed, tmp_path)
-    before, labelled = contents(folder), ["-c", str(config(small_data, folder, selected=True))]
+    before, labelled = contents(folder), ["-c", str(config(smaller_data, folder, selected=True))]
     assert run_cli("stack", *labelled, "-q") == 2, "the run does not say so yet"
     assert "was made with other selection" in capsys.readouterr().err
     assert run_cli("oof", *labelled, "--rebuild", "tiny") == 0
@@ -75,36 +76,36 @@ def test_a_label_by_hand_stands_beside_the_number_and_trains_nothing(
     assert run_cli("stack", *labelled) == 0
     assert "tiny, gbdt: selected on these rows" in " ".join(capsys.readouterr().out.split())
     assert "settings were selected on these rows" in (folder / "runs/small/report.html").read_text()
-    assert run_cli("stack", "-c", str(config(small_data, folder)), "-q") == 2, "a label does not come off by itself"
+    assert run_cli("stack", "-c", str(config(smaller_data, folder)), "-q") == 2, "a label does not come off by itself"
 
 
 @pytest.mark.parametrize("wanted", [{}, {"lr": 0.002}, {"ema": 0.5}, {"seed": 1}], ids=str)
 def test_a_run_asked_for_anew_or_trained_otherwise_is_trained(
-    wanted: dict[str, Any], one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int]
+    wanted: dict[str, Any], one_seed: Path, smaller_data: Path, tmp_path: Path, trained: list[int]
 ) -> None:
     folder = copied(one_seed, tmp_path)
-    assert run_cli("oof", "-c", str(config(small_data, folder, **wanted)), "--rebuild", "tiny", "-q") == 0
+    assert run_cli("oof", "-c", str(config(smaller_data, folder, **wanted)), "--rebuild", "tiny", "-q") == 0
     assert len(trained) == 3
 
 
 def test_views_may_go_and_come_back_without_a_training(
-    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int]
+    one_seed: Path, smaller_data: Path, tmp_path: Path, trained: list[int]
 ) -> None:
     folder = copied(one_seed, tmp_path)
     before = contents(folder)
     for tta in ("flips", "none"):
-        assert run_cli("oof", "-c", str(config(small_data, folder, tta=tta)), "--rebuild", "tiny", "-q") == 0
+        assert run_cli("oof", "-c", str(config(smaller_data, folder, tta=tta)), "--rebuild", "tiny", "-q") == 0
     assert contents(folder) == before
     assert trained == []
-    assert run_cli("oof", "-c", str(config(small_data, folder)), "--rebuild", "tiny", "-q") == 0
+    assert run_cli("oof", "-c", str(config(smaller_data, folder)), "--rebuild", "tiny", "-q") == 0
     assert len(trained) == 3, "settings are unchanged: it is wanted anew"
 
 
 def test_a_run_wanted_anew_stays_so_when_it_is_interrupted(
-    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+    one_seed: Path, smaller_data: Path, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(one_seed, tmp_path)
-    path, counted = config(small_data, folder), fit_module.train_net
+    path, counted = config(smaller_data, folder), fit_module.train_net
 
     def interrupted(*arguments: Any, **settings: Any) -> pd.DataFrame:
         if len(trained) == 1:
@@ -116,16 +117,16 @@ def test_a_run_wanted_anew_stays_so_when_it_is_interrupted(
         assert run_cli("oof", "-c", str(path), "--rebuild", "tiny", "-q") == 130
     assert run_cli("oof", "-c", str(path), "-q") == 0
     assert len(trained) == 3
-    assert run_cli("oof", "-c", str(config(small_data, folder, tta="flips")), "--rebuild", "tiny", "-q") == 0
+    assert run_cli("oof", "-c", str(config(smaller_data, folder, tta="flips")), "--rebuild", "tiny", "-q") == 0
     assert len(trained) == 3, "what was wanted anew is complete, and may be taken over"
 
 
 def test_the_same_command_goes_on_with_what_it_was_rebuilding(
-    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+    one_seed: Path, smaller_data: Path, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user who is told to run the same command again repeats `--rebuild` too."""
     folder = copied(one_seed, tmp_path)
-    before, path, counted = contents(folder), config(small_data, folder), fit_module.train_net
+    before, path, counted = contents(folder), config(smaller_data, folder), fit_module.train_net
 
     def interrupted(*arguments: Any, **settings: Any) -> pd.DataFrame:
         if len(trained) in (1, 2) and len(trained) not in stopped:
@@ -144,12 +145,12 @@ def test_the_same_command_goes_on_with_what_it_was_rebuilding(
 
 
 def test_the_command_that_rebuilds_is_the_one_that_was_typed(
-    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int], capsys: pytest.CaptureFixture[str]
+    one_seed: Path, smaller_data: Path, tmp_path: Path, trained: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copied(one_seed, tmp_path)
     changed = [
         "-c",
-        str(config(small_data, folder)),
+        str(config(smaller_data, folder)),
         "--set",
         "image_models.0.name=tiny",
         "--set",
@@ -164,9 +165,9 @@ def test_the_command_that_rebuilds_is_the_one_that_was_typed(
     assert run_cli(*follows[1:], "-q") == 0, "and what comes next is of the same settings"
 
 
-def test_nothing_is_set_aside_where_another_run_is_refused(one_seed: Path, small_data: Path, tmp_path: Path) -> None:
+def test_nothing_is_set_aside_where_another_run_is_refused(one_seed: Path, smaller_data: Path, tmp_path: Path) -> None:
     folder = copied(one_seed, tmp_path)
-    path = config(small_data, folder)
+    path = config(smaller_data, folder)
     other = yaml.safe_load(path.read_text())
     other["image_models"].append({"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32})
     other["image_models"][1]["frozen"] = True
@@ -179,9 +180,9 @@ def test_nothing_is_set_aside_where_another_run_is_refused(one_seed: Path, small
     assert not (folder / "runs" / "small" / "old").exists()
 
 
-def test_other_rows_are_trained_on(one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int]) -> None:
+def test_other_rows_are_trained_on(one_seed: Path, smaller_data: Path, tmp_path: Path, trained: list[int]) -> None:
     folder = copied(one_seed, tmp_path)
-    shutil.copytree(small_data, tmp_path / "data")
+    shutil.copytree(smaller_data, tmp_path / "data")
     rows = pd.read_csv(tmp_path / "data" / "train.csv")
     rows.iloc[1:].to_csv(tmp_path / "data" / "train.csv", index=False)
     path = config(tmp_path / "data", folder, seeds=[0, 3])
@@ -190,12 +191,12 @@ def test_other_rows_are_trained_on(one_seed: Path, small_data: Path, tmp_path: P
 
 
 def test_weights_that_have_changed_since_are_refused_by_name(
-    one_seed: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_seed: Path, smaller_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copied(one_seed, tmp_path)
     weights = folder / "runs/small/models/tiny/fold_1/seed_0/weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-    assert run_cli("oof", "-c", str(config(small_data, folder, seeds=[0, 3])), "--rebuild", "tiny", "-q") == 2
+    assert run_cli("oof", "-c", str(config(smaller_data, folder, seeds=[0, 3])), "--rebuild", "tiny", "-q") == 2
     error = capsys.readouterr().err
     assert "fold_1/seed_0/weights.safetensors is damaged: remove" in error
     assert "models/tiny and run `dermstack oof` again" in error
@@ -204,14 +205,14 @@ def test_weights_that_have_changed_since_are_refused_by_name(
 
 @pytest.mark.parametrize("step", ["oof", "stack"])
 def test_another_seed_of_everything_makes_a_run_stale_both_ways(
-    step: str, one_seed: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    step: str, one_seed: Path, smaller_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copied(one_seed, tmp_path)
-    path = config(small_data, folder, seed=1)
+    path = config(smaller_data, folder, seed=1)
     assert run_cli(step, "-c", str(path), "-q") == 2
     assert "was made with other seed" in capsys.readouterr().err
     assert run_cli("oof", "-c", str(path), "--rebuild", "tiny", "-q") == 0
-    assert run_cli(step, "-c", str(config(small_data, folder)), "-q") == 2
+    assert run_cli(step, "-c", str(config(smaller_data, folder)), "-q") == 2
     assert "was made with other seed" in capsys.readouterr().err
     run = read_run(folder / "runs/small/models/tiny")
     assert run is not None

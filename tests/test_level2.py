@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_cli, small_config
+from conftest import blank_figures, run_cli, small_config
 
 from dermstack.errors import StoreError
 from stack.config import read_config
@@ -39,7 +39,8 @@ def folder(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("level2")
     config = small_config(small_data, folder, features=FEATURES, stackers=STACKERS)
     assert run_cli("oof", "-c", str(config), "-q") == 0
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    with blank_figures():
+        assert run_cli("stack", "-c", str(config), "-q") == 0
     return folder
 
 

@@ -82,6 +82,7 @@ def test_killed_between_stackers_it_goes_on_with_the_next(
     assert outcome(config) == undisturbed
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_is_printed_comes_in_the_order_of_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = experiment_in(tmp_path / "order")
     assert run_cli("stack", "-c", str(config)) == 0

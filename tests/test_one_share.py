@@ -22,6 +22,8 @@ from stack.one_share import shift_to_one_share
 from stack.source_estimates import REFITTED, source_sentences
 from stack.store import Run
 
+pytestmark = pytest.mark.usefixtures("drift_fitted_once")
+
 LINE = {"name": "line", "kind": "logistic", "runs": []}
 SHARES = (0.04, 0.1, 0.25, 0.5)
 ROWS = 300

@@ -144,6 +144,7 @@ def test_a_blend_maximises_it_as_it_does_its_own(tmp_path: Path, rng: np.random.
     assert again.objective == own
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_an_experiment_reaches_its_report_and_is_stale_after_a_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +192,7 @@ def test_an_experiment_reaches_its_report_and_is_stale_after_a_change(
     assert "there is no module 'no_such'" in said
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_studies_of_gbdts_and_of_the_blend_maximise_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both studies, the blend one in two processes, and the stack that uses their results, to the report."""
     write(tmp_path, GOOD)
@@ -211,7 +213,7 @@ def test_studies_of_gbdts_and_of_the_blend_maximise_it(tmp_path: Path, capsys: p
     assert set(found["folds"]) == {0, 1, 2}
     assert all(0.5 < value <= 1 for value in found["inner_scores"].values()), "the metric itself, which is an AUC"
     write_experiment(tmp_path, **settings, tuned={"gbdt": {"gbdt": str(gbdt)}})
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     assert run_cli("tune", "blend", "-c", str(config), "--trials", "3", "--workers", "2") == 0
     blend = studies / "blend.yaml"
     write_experiment(tmp_path, **settings, tuned={"gbdt": {"gbdt": str(gbdt)}, "blend": str(blend)})

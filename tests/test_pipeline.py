@@ -19,6 +19,8 @@ from stack.config import read_config
 from stack.console import Out
 from stack.metrics.scores import auc
 
+pytestmark = pytest.mark.usefixtures("drift_fitted_once")
+
 API = Path(__file__).parents[1] / "docs" / "api.md"
 
 

@@ -226,6 +226,7 @@ def test_what_no_model_uses_is_no_bar(full):
     assert ">0.312<" in features
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_where_nothing_differs_the_page_says_so(full):
     alike = full.subgroups.assign(apart=False)
     text = Page(report_html(replace(full, subgroups=alike))).text
@@ -233,12 +234,14 @@ def test_where_nothing_differs_the_page_says_so(full):
     assert "that of all other images." not in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_without_an_audit_the_page_names_the_command_that_makes_it(full):
     data = DataFacts({}, None, None, audit_command="dermstack audit --config <c>.yaml")
     text = Page(report_html(replace(full, data=data))).text
     assert "The images have not been audited. dermstack audit --config <c>.yaml checks" in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_sections_stand_at_their_places_and_only_their_scripts_may_run(full):
     script = "document.title += '!'"
     made = {
@@ -281,6 +284,7 @@ def calibrated(full, before, after):
     return Page(report_html(replace(full, calibration=replace(full.calibration, scores=scores)))).text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_calibration_that_worsens_the_log_loss_is_remarked_with_both_values(full):
     text = calibrated(full, 0.1941, 0.1951)
     assert "The calibration worsened the log loss, from 0.1941 (raw) to 0.1951" in text
@@ -288,6 +292,7 @@ def test_a_calibration_that_worsens_the_log_loss_is_remarked_with_both_values(fu
         assert "The calibration worsened" not in calibrated(full, before, after)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_remark_compares_with_the_best_of_the_probabilities_before(full):
     scores = pd.concat([full.calibration.scores] * 2, ignore_index=True).iloc[:3]
     scores = scores.assign(probability=["the score", "the mean", "calibrated"], **{"log loss": [0.4, 0.2, 0.3]})
@@ -295,6 +300,7 @@ def test_the_remark_compares_with_the_best_of_the_probabilities_before(full):
     assert "worsened the log loss, from 0.2000 (the mean) to 0.3000" in page.text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_thresholds_of_the_decision_table_have_the_decimals_that_they_need(full):
     for thresholds, shown in (
         ([0.05, 0.2], ["5 %", "20 %"]), ([0.005, 0.1], ["0.5 %", "10.0 %"]), ([0.0002, 0.01], ["0.02 %", "1.00 %"]),
@@ -304,6 +310,7 @@ def test_thresholds_of_the_decision_table_have_the_decimals_that_they_need(full)
         assert set(shown) <= set(page.named)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_chosen_method_is_named_beside_the_headline_only_where_its_value_is_another(full):
     value = full.headline.value
     for nested, named in ((value + 0.01, True), (value, False), (value + 1e-9, False)):
@@ -317,6 +324,7 @@ def test_the_first_method_has_no_difference_to_itself(full, full_page):
     assert full_page.named["rank_mean"][-2:] == ["–", "–"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_that_the_blend_leaves_out_has_no_way_to_enter_it(full):
     weights = full.weights.assign(weight=[0.0, 1.0])
     html = report_html(replace(full, weights=weights))
@@ -324,6 +332,7 @@ def test_a_run_that_the_blend_leaves_out_has_no_way_to_enter_it(full):
     assert "net_a, as rank" not in html
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_more_similar_two_runs_are_the_more_colour_a_cell_has(full):
     """In words that hold in light and in dark mode: a shade mixes the accent into the card."""
     html = report_html(full)
@@ -334,6 +343,7 @@ def test_the_more_similar_two_runs_are_the_more_colour_a_cell_has(full):
     assert not re.search(r"darker|lighter|brighter", html)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_every_note_has_a_title(full):
     page = Page(report_html(full))
     assert page.ids.count("differing-title") == page.ids.count("limits-title") == 1
@@ -341,6 +351,7 @@ def test_every_note_has_a_title(full):
     assert [note["aria-labelledby"] for note in notes] == ["limits-title", "differing-title"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_code_in_findings_is_marked(full):
     finding = full.data.findings.assign(what="the column `diagnosis` separates <b>")
     html = report_html(replace(full, data=replace(full.data, findings=finding)))

@@ -54,6 +54,7 @@ def with_review(path: Path, review: dict[str, Any] | None) -> Path:
     return made
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_stack_writes_the_band_and_a_decision_for_each_test_row_and_removes_both(
     stacked: Path, capsys: Capture
 ) -> None:
@@ -86,6 +87,7 @@ def test_stack_writes_the_band_and_a_decision_for_each_test_row_and_removes_both
     assert changed <= {"ledger.jsonl", "up_to_date.json"}, "the ledger has a line for each stack"
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("aim", [{"npv": 0.75}, {"sensitivity": 0.8, "specificity": 0.6}, {"sensitivity": 0.9999}])
 def test_the_report_shows_the_rule_and_the_shares(aim: dict[str, float], stacked: Path, capsys: Capture) -> None:
     path = with_review(stacked, {**aim, "confidence": 0.8, "test": "approximate"})

@@ -56,6 +56,7 @@ def of_0_1(finished: Path, small_data: Path, tmp_path: Path) -> tuple[Path, byte
     return small_config(small_data, tmp_path, image_models=[NET]), submission
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_it_is_complete_and_goes_to_report_and_bundle(
     of_0_1: tuple[Path, bytes], small_data: Path, tmp_path: Path, trained: list[int]
 ) -> None:

@@ -218,6 +218,7 @@ def test_without_a_level_1_run_stackers_can_see_each_other(tmp_path: Path) -> No
     assert run_cli("audit", "-c", str(experiment.config_path)) in (0, 1)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_report_explains_what_comes_from_a_model_of_the_table(tmp_path: Path) -> None:
     experiment = _experiment(tmp_path, UPPER, TABLE, PLAIN)
     _stack(experiment, report=True)

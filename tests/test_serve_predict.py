@@ -45,7 +45,11 @@ def bundle(bundled_experiment: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def rows(bundle: Bundle, small_data: Path) -> NewRows:
-    return read_new_rows(bundle, small_data / "images", small_data / "test.csv")
+    """Every second group of the test rows."""
+    given = read_new_rows(bundle, small_data / "images", small_data / "test.csv")
+    kept = given.frame["group"].isin(given.frame["group"].unique()[::2])
+    sources = [given.sources[place] for place in np.flatnonzero(kept)]
+    return NewRows(given.frame[kept].reset_index(drop=True), sources, given.missing)
 
 
 def test_the_training_experiments_test_rows_get_the_same_bytes(
@@ -73,8 +77,8 @@ def test_parts_hold_whole_groups_and_change_the_scores_by_rounding_only(
     bundle: Bundle, rows: NewRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = predict_rows(bundle, rows, tmp_path / "one", QUIET)
-    monkeypatch.setattr(dermstack.serve.predict, "MAX_PART_IMAGES", 8)
-    monkeypatch.setattr(dermstack.serve.predict, "MIN_PART_IMAGES", 8)
+    monkeypatch.setattr(dermstack.serve.predict, "MAX_PART_IMAGES", 6)
+    monkeypatch.setattr(dermstack.serve.predict, "MIN_PART_IMAGES", 6)
     in_parts = predict_rows(bundle, rows, tmp_path / "many", QUIET)
     parts = [pd.read_parquet(path)["id"] for path in sorted((tmp_path / "many").glob("part_*/made.parquet"))]
     assert len(parts) > 3
@@ -89,8 +93,8 @@ def test_parts_hold_whole_groups_and_change_the_scores_by_rounding_only(
 def test_a_killed_prediction_goes_on_and_ends_the_same(
     bundle: Bundle, rows: NewRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dermstack.serve.predict, "MAX_PART_IMAGES", 16)
-    monkeypatch.setattr(dermstack.serve.predict, "MIN_PART_IMAGES", 16)
+    monkeypatch.setattr(dermstack.serve.predict, "MAX_PART_IMAGES", 8)
+    monkeypatch.setattr(dermstack.serve.predict, "MIN_PART_IMAGES", 8)
     whole = predict_rows(bundle, rows, tmp_path / "undisturbed", QUIET)
     real, calls = dermstack.serve.predict.score_pictures, []
 

@@ -31,6 +31,8 @@ from stack.source_estimates import HELD_OUT, LEVEL_2_ONLY, OWN, REFITTED, SEEN, 
 from stack.source_experiment import experiment_by_source, units_of_sources
 from stack.tuned import enabled_models
 
+pytestmark = pytest.mark.usefixtures("drift_fitted_once")
+
 HOSPITALS = ("Basel", "Sydney", "Vienna")
 LIGHT = {
     "stackers": [{"name": "line", "kind": "logistic"}],

@@ -38,6 +38,8 @@ from stack.history import append_ledger, run_table
 from stack.store import Run, write_run
 from stack.up_to_date import nothing_to_do
 
+pytestmark = pytest.mark.usefixtures("drift_fitted_once")
+
 Capture = pytest.CaptureFixture[str]
 BLEND = {**META, "files": {}, "within_folds": 0.8, "weights": {"good": 1.0}}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import run_cli, small_config
+from conftest import blank_figures, run_cli, small_config
 from html_page import Page
 from imported_experiment import import_frames, opened_experiment, predictions
 from unit_experiment import UNIT, import_readers, units_of, write_breasts
@@ -33,6 +33,8 @@ from stack.store import Run
 from stack.submission import run_blend
 from stack.unit_rows import pooled_run, unit_rows
 
+pytestmark = pytest.mark.usefixtures("drift_fitted_once")
+
 METHODS = ["rank_mean", "logistic"]
 
 
@@ -46,7 +48,8 @@ def result(folder: Path) -> StackResult:
     """The documented experiment, with one stacker, from the table to the report."""
     path = write_breasts(folder, stackers=[{"name": "logistic", "kind": "logistic"}])
     import_readers(path)
-    return run_stack(path, out=Out(quiet=True))
+    with blank_figures():
+        return run_stack(path, out=Out(quiet=True))
 
 
 def blend_oof(result: StackResult | Blended) -> pd.DataFrame:

@@ -21,6 +21,8 @@ from stack.config import read_config
 from stack.store import read_run
 from stack.up_to_date import RECORD, Finished, files_in, nothing_to_do
 
+pytestmark = pytest.mark.usefixtures("drift_fitted_once", "module_without_figures")
+
 Capture = pytest.CaptureFixture[str]
 STACKERS = [{"name": "line", "kind": "logistic"}]
 NOT_READ = {"ledger.jsonl", RECORD, ".lock"}  # of the experiment's folder

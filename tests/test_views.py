@@ -74,6 +74,7 @@ def test_a_new_stacker_leaves_the_others_complete(tmp_path: Path, capsys: pytest
     assert "line: complete, skipped" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_table_alone_needs_no_level_1_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stackers = [LINE | {"runs": []}, {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 20}, "runs": []}]
     config = write_experiment(tmp_path, stackers=stackers)
@@ -144,6 +145,7 @@ def test_the_blend_weights_the_runs_that_it_names_alone(tmp_path: Path, capsys: 
     assert "blend.runs" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_near_copies_are_told_with_what_leaving_them_out_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
