@@ -90,7 +90,8 @@ class TableColumns:
     @property
     def shown(self) -> dict[str, str]:
         """Name on pages by name in the table: as in the csv, but `csv.age` for a column `age` without that role."""
-        return {name: self.csv.get(name, name) if self.csv.get(name) not in RESERVED else name for name in self.names}
+        csv = self.csv
+        return {name: csv.get(name, name) if csv.get(name) not in RESERVED else name for name in self.names}
 
     @property
     def shown_categorical(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import DataError
-from stack.columns import described_choices, empty_values
+from stack.columns import TableColumns, described_choices, empty_values
 from stack.data_config import ColumnRules
 from stack.table import Table, read_external_frame, read_new_frame, read_table
 
@@ -414,3 +415,10 @@ def test_a_column_without_a_name_is_called_by_its_place(tmp_path: Path) -> None:
     train.insert(3, "", 1.5, allow_duplicates=True)
     said = described_choices(_read(tmp_path, train, numeric="auto", categorical="auto").columns)
     assert "columns left out: column 1, without a name: 2 columns have no name" in said
+
+
+def test_names_on_pages_of_very_many_columns_take_no_time() -> None:
+    columns = TableColumns({f"n{number}": f"n{number}" for number in range(9_000)} | {"csv.age": "age"})
+    begun = time.process_time()
+    assert columns.shown["csv.age"] == "csv.age"
+    assert time.process_time() - begun < 2, "the columns of the csv are listed once, not for each column"

@@ -26,13 +26,13 @@ def number_columns(table: Table, group: NDArray[np.object_], *, seed: int) -> pd
     95 % interval low and high over ``group`` (n,); missing_train, missing_test; distance, chance and beyond of `drift`,
     in a sample of whole groups of a large table. NaN where a number cannot be computed.
     """
-    train, names = table.train, table.columns.numbers
+    train, names, shown = table.train, table.columns.numbers, table.columns.shown
     positive = train["target"].to_numpy() == 1
     records = []
     for name in names:
         values = train[name].to_numpy(np.float64)
         known = np.isfinite(values)
-        record: dict[str, object] = {"column": table.columns.shown[name]}
+        record: dict[str, object] = {"column": shown[name]}
         for of, rows in (("negative", known & ~positive), ("positive", known & positive)):
             found = np.quantile(values[rows], list(_QUANTILES.values())) if rows.any() else [np.nan] * 3
             record |= {f"{of}_{which}": float(value) for which, value in zip(_QUANTILES, found, strict=True)}
@@ -48,12 +48,12 @@ def word_columns(table: Table, folds: Folds | None, *, seed: int) -> pd.DataFram
     positives at each word in the other folds, with low and high (NaN without ``folds``); and those of `number_columns`
     on missing values and drift.
     """
-    train, names = table.train, list(table.columns.categorical)
+    train, names, shown = table.train, list(table.columns.categorical), table.columns.shown
     positive = train["target"].to_numpy() == 1
     records = []
     for name in names:
         counts = train[name].value_counts()
-        record: dict[str, object] = {"column": table.columns.shown[name], "words": len(counts), "commonest": "–"}
+        record: dict[str, object] = {"column": shown[name], "words": len(counts), "commonest": "–"}
         if len(counts):
             record["commonest"] = f"{counts.index[0]} ({100 * counts.iloc[0] / counts.sum():.0f} %)"
         if folds is None:
