@@ -306,10 +306,10 @@ def test_everything_trained_again_by_source_is_shown_beside_it(
 ) -> None:
     config = write_sourced(tmp_path, **SEES_NET)
     imported(config, opened_experiment(config).folds.frame.set_index("id")["fold"])
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     by_source = ("experiment=sourced-by-source", "folds.by=source")
     imported(config, opened_experiment(config, *by_source).folds.frame.set_index("id")["fold"], *by_source)
-    assert run_cli("stack", "-c", str(config), "--by-source", "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "--by-source", "-q") == 0
     own = json.loads((tmp_path / "runs/sourced-by-source/leave_source_out.json").read_text())
     assert [(one["origin"], one["held_out"]) for one in own["estimates"]] == [(OWN, HELD_OUT)]
     capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,9 +62,24 @@ def _changed(experiment: Experiment, **changes: object) -> Experiment:
     return opened_experiment(path)
 
 
-def test_a_stacker_sees_a_model_of_the_table_that_it_names_as_it_sees_a_network(tmp_path: Path) -> None:
-    experiment = _experiment(tmp_path, UPPER, TABLE, PLAIN, {**PLAIN, "name": "pattern", "runs": ["*"]})
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """A finished experiment of both stages, and stackers that see no other."""
+    pattern = {**PLAIN, "name": "pattern", "runs": ["*"]}
+    experiment = _experiment(tmp_path_factory.mktemp("stages"), UPPER, TABLE, PLAIN, pattern)
     _stack(experiment)
+    return experiment
+
+
+@pytest.fixture
+def copied(stacked: Experiment, tmp_path: Path) -> Experiment:
+    """The same in a folder that a test may change."""
+    folder = stacked.config_path.parent
+    return opened_experiment(shutil.copytree(folder, tmp_path / "copy") / stacked.config_path.name)
+
+
+def test_a_stacker_sees_a_model_of_the_table_that_it_names_as_it_sees_a_network(stacked: Experiment) -> None:
+    experiment = stacked
     made = {name: _run(experiment, name).meta["features"] for name in ("upper", "table", "plain", "pattern")}
     ends = {name.removeprefix("net_a") for name in made["upper"] if name.startswith("net_a")}
     assert len(ends) > 4
@@ -130,9 +146,8 @@ def test_columns_that_tell_nothing_leave_an_auc_of_one_half(tmp_path: Path) -> N
         assert abs(auc(y, oof["logit"].to_numpy()) - 0.5) < 0.12  # three standard errors
 
 
-def test_a_row_alone_has_the_predictions_of_the_table_without_its_group(tmp_path: Path) -> None:
-    experiment = _experiment(tmp_path, UPPER, TABLE)
-    _stack(experiment)
+def test_a_row_alone_has_the_predictions_of_the_table_without_its_group(copied: Experiment) -> None:
+    experiment = copied
     upper, table, level1 = _run(experiment, "upper"), _run(experiment, "table"), level1_runs(experiment)
     made = make_probes(experiment, [upper, table], level1, Out(quiet=True))
     assert made is not None
@@ -219,8 +234,8 @@ def test_without_a_level_1_run_stackers_can_see_each_other(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_the_report_explains_what_comes_from_a_model_of_the_table(tmp_path: Path) -> None:
-    experiment = _experiment(tmp_path, UPPER, TABLE, PLAIN)
+def test_the_report_explains_what_comes_from_a_model_of_the_table(copied: Experiment) -> None:
+    experiment = copied
     _stack(experiment, report=True)
     stackers = [_run(experiment, name) for name in ("upper", "table", "plain")]
     made = importance(experiment, stackers, level1_runs(experiment), Out(quiet=True))
