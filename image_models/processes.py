@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -26,6 +27,9 @@ _CRASH = re.compile(
     r"SIG(?:SEGV|ABRT|BUS|ILL|FPE)|Segmentation fault|Aborted|Bus error|Illegal instruction|Floating point exception"
 )
 
+# joblib's advice where results are not asked for, because an error ended the command or it needs the workers alone.
+warnings.filterwarnings("ignore", r"\d+ tasks (have been successfully executed|which were still)", module="joblib")
+
 WorkerDied = TerminatedWorkerError  # what `run_parallel` raises where a worker process died
 
 Params = ParamSpec("Params")
@@ -34,11 +38,20 @@ Result = TypeVar("Result")
 
 def run_parallel(tasks: Iterable[Callable[[], Result]], n_jobs: int) -> Iterator[Result]:
     """Yields each task's result in order, as soon as it is ready: from ``n_jobs`` processes, or from this one if 1."""
+    yield from start_parallel(tasks, n_jobs)
+
+
+def start_parallel(tasks: Iterable[Callable[[], Result]], n_jobs: int) -> Generator[Result]:
+    """Starts the tasks in ``n_jobs`` processes, and returns what `run_parallel` yields, to be asked for later.
+
+    Processes are shared with tasks that were started before and are not complete. With one job nothing is started: each
+    task is run by this process when its result is asked for. Closing the generator ends tasks that are not complete.
+    """
     with _sigint_blocked(), own_packages_first():
-        made = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
+        made: Generator[Result] = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
             joblib.delayed(exit_with_parent(task))() for task in tasks
         )
-    yield from made
+    return made
 
 
 def exit_with_parent(task: Callable[Params, Result]) -> Callable[Params, Result]:

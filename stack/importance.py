@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from stack.experiment import Experiment
 from stack.features import METADATA_BLOCK, NATIVE_BLOCK, TABLE_BLOCK, FoldMatrix
 from stack.images import require_acquisition
 from stack.level2_config import UNEXPLAINED, is_second_stage, source_names
-from stack.parallel import run_folds, run_with_threads
+from stack.parallel import Pending, ready, run_with_threads, start_together
 from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised, stored_scales
 from stack.store import Run, fingerprint, read_run, write_run
 from stack.stored_features import stored_fold, stored_matrix, transforms_fingerprint
@@ -45,11 +45,16 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     This takes minutes for many rows; the result is kept in ``report/importance`` until a stacker changes.
     Set transformers and classifiers of scikit-learn have no exact contributions and are left out.
     """
+    return start_importance(experiment, stackers, sources).shown("feature importance", out)
+
+
+def start_importance(experiment: Experiment, stackers: list[Run], sources: list[Run]) -> Pending[pd.DataFrame | None]:
+    """Starts what `importance` computes."""
     names = source_names(experiment.config.stackers)
     tables = [run for name in names if (run := read_run(experiment.models / name)) is not None]
     stackers = [run for run in stackers if run.meta["kind"] not in UNEXPLAINED]
     if not stackers:
-        return None
+        return ready(None)
     folder = experiment.folder / "report" / "importance"
     inputs = {
         "version": _VERSION,
@@ -57,39 +62,48 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
         **({"columns": _COLUMNS_VERSION} if experiment.table.columns.names else {}),
         "stackers": {run.name: run.meta["fingerprint"] for run in stackers},
     }
-    inputs_fingerprint = fingerprint(inputs)
+    meta = {"fingerprint": fingerprint(inputs), **inputs}
     kept = read_run(folder)
-    if kept is not None and kept.meta["fingerprint"] == inputs_fingerprint:
-        return kept.frame("importance")
+    if kept is not None and kept.meta["fingerprint"] == meta["fingerprint"]:
+        return ready(kept.frame("importance"))
     if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
-    shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
-    frame = run_with_threads(experiment.config.threads, _importance, experiment, stackers, sources, tables, out)
-    write_run(folder, {"fingerprint": inputs_fingerprint, **inputs}, frames={"importance": frame})
-    return frame
+    stages = run_with_threads(experiment.config.threads, _start_stages, experiment, stackers, sources, tables)
+
+    def finish(progress: Callable[[int], object]) -> pd.DataFrame:
+        frame = pd.concat([stage.finish(progress) for stage in stages], ignore_index=True)
+        order = {run.name: place for place, run in enumerate(stackers)}
+        frame = frame.sort_values("stacker", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+        shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
+        write_run(folder, meta, frames={"importance": frame})
+        return frame
+
+    return Pending(sum(stage.tasks for stage in stages), finish)
 
 
-def _importance(
-    experiment: Experiment, stackers: list[Run], sources: list[Run], tables: list[Run], out: Out
-) -> pd.DataFrame:
-    """Explains the stackers, in their order; those that see models of the ``tables`` have a matrix of their own."""
+def _start_stages(
+    experiment: Experiment, stackers: list[Run], sources: list[Run], tables: list[Run]
+) -> list[Pending[pd.DataFrame]]:
+    """Starts to explain the stackers; those that see models of the ``tables`` have a matrix of their own."""
     config = experiment.config
     second = {one.name for one in config.stackers if is_second_stage(one, config.stackers)}
-    made = []
-    for later, seen in ((False, sources), (True, [*sources, *tables])):
-        if stage := [run for run in stackers if (run.name in second) is later]:
-            made.append(_importance_of_stage(experiment, stage, seen, out))
-    order = {run.name: place for place, run in enumerate(stackers)}
-    together = pd.concat(made, ignore_index=True)
-    return together.sort_values("stacker", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+    return [
+        _start_stage(experiment, stage, seen)
+        for later, seen in ((False, sources), (True, [*sources, *tables]))
+        if (stage := [run for run in stackers if (run.name in second) is later])
+    ]
 
 
-def _importance_of_stage(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> pd.DataFrame:
+def _start_stage(experiment: Experiment, stackers: list[Run], sources: list[Run]) -> Pending[pd.DataFrame]:
     predictions = standardised(predictions_of(experiment, sources), stored_scales(stackers[0]))
     embeddings = read_embeddings(experiment, sources)
     folds = range(experiment.folds.k)
     tasks = [partial(_fold_contributions, experiment, stackers, embeddings, predictions, fold) for fold in folds]
-    made = run_folds(tasks, "feature importance", experiment.config, out)
+    return start_together(tasks, experiment.config, partial(_tables, experiment, stackers))
+
+
+def _tables(experiment: Experiment, stackers: list[Run], made: list[_Explained]) -> pd.DataFrame:
+    """Returns the rows of `importance` for these stackers, from the contributions of each fold."""
     blocks = {column: block for fold in made for column, block in fold.block_of.items()}
     shown = experiment.table.columns.shown
     fields = {column: shown.get(field, field) for fold in made for column, field in fold.field_of.items()}

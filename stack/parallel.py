@@ -10,18 +10,20 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import filelock
 
 from dermstack.threads import limit_threads
-from image_models.processes import run_parallel
+from image_models.processes import start_parallel
 from stack.config import Config
 from stack.console import Out
 
 Result = TypeVar("Result")
+Made = TypeVar("Made")
 
 
 def run_with_threads(threads: int, task: Callable[..., Result], *parts: Any) -> Result:
@@ -42,10 +44,50 @@ def stream_folds(
 ) -> Generator[Result]:
     """Yields the results of `run_folds` one by one, in order, while the tasks after them are running."""
     with out.bar(label, len(tasks), unit) as progress:
-        jobs = (partial(run_with_threads, config.threads, task) for task in tasks)
-        for result in run_parallel(jobs, config.n_jobs):
+        for result in start_folds(tasks, config):
             progress(1)
             yield result
+
+
+def start_folds(tasks: Sequence[Callable[[], Result]], config: Config) -> Generator[Result]:
+    """Starts the tasks of `run_folds` and returns their results, to be asked for later (see `start_parallel`)."""
+    return start_parallel((partial(run_with_threads, config.threads, task) for task in tasks), config.n_jobs)
+
+
+@dataclass(frozen=True)
+class Pending(Generic[Made]):
+    """What worker processes are making while this one does something else; with ``n_jobs: 1`` it is made when asked."""
+
+    tasks: int  # the number of those that are running or waiting
+    finish: Callable[[Callable[[int], object]], Made]  # waits and returns; calls its argument with 1 after each task
+
+    def shown(self, label: str, out: Out, *, unit: str = "folds") -> Made:
+        """Waits with a progress bar, where there is a task to wait for, and returns what was made."""
+        if not self.tasks:
+            return self.finish(lambda done: None)
+        with out.bar(label, self.tasks, unit) as progress:
+            return self.finish(progress)
+
+
+def start_together(
+    tasks: Sequence[Callable[[], Result]], config: Config, join: Callable[[list[Result]], Made]
+) -> Pending[Made]:
+    """Starts the tasks as `start_folds` does; what they make is ``join`` of their results, in the tasks' order."""
+    results = start_folds(tasks, config)
+
+    def finish(progress: Callable[[int], object]) -> Made:
+        made = []
+        for result in results:
+            made.append(result)
+            progress(1)
+        return run_with_threads(config.threads, join, made)
+
+    return Pending(len(tasks), finish)
+
+
+def ready(made: Made) -> Pending[Made]:
+    """Returns what is made already as something to wait for."""
+    return Pending(0, lambda progress: made)
 
 
 def count_gpus(device: str) -> int:

@@ -24,7 +24,7 @@ from stack.level2 import fit_fold
 from stack.level2_config import Stacker, is_second_stage, source_names
 from stack.level2_inputs import stacker_inputs
 from stack.metrics.intervals import interval, paired_difference
-from stack.parallel import run_folds, run_with_threads
+from stack.parallel import Pending, ready, run_with_threads, start_together
 from stack.predictions import (
     Embedding,
     Predictions,
@@ -34,7 +34,7 @@ from stack.predictions import (
     standardised,
     stored_scales,
 )
-from stack.store import Run, fingerprint, frame_fingerprint, read_run, write_run
+from stack.store import Run, fingerprint, frame_fingerprint, read_run, row_positions, write_run
 from stack.stored_features import stored_fold, stored_matrix
 from stack.table import ACQUISITION
 from stack.views import with_all_features
@@ -63,12 +63,19 @@ def make_probes(
     it, a GBDT or set transformer with as many rounds as it has; it is compared with that model of the stacker. The
     table is kept in ``report/probes`` until the stacker changes.
     """
+    return start_probes(experiment, stackers, sources).shown("probes", out)
+
+
+def start_probes(
+    experiment: Experiment, stackers: Sequence[Run], sources: list[Run]
+) -> Pending[tuple[Run, pd.DataFrame] | None]:
+    """Starts what `make_probes` makes."""
     named = {stacker.name: stacker for stacker in experiment.config.stackers if stacker.enabled}
     run = next((run for name in named for run in stackers if run.name == name), None)
     if run is None:
-        return None
+        return ready(None)
     if (kept := stored_probes(experiment, run)) is not None:
-        return run, kept
+        return ready((run, kept))
     stacker = named[run.name]
     tables = list[Run]()
     if is_second_stage(stacker, named.values()):
@@ -78,16 +85,11 @@ def make_probes(
     if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     if run.meta["inputs"] != stacker_inputs(experiment, stacker, sources):
-        return None  # the config has changed since it was fitted
+        return ready(None)  # the config has changed since it was fitted
     changed = _changed_experiments(experiment)
-    frame = run_with_threads(
-        experiment.config.threads, _probes, experiment, changed, stacker, run, sources, tables, out
+    return run_with_threads(
+        experiment.config.threads, _start_probes, experiment, changed, stacker, run, sources, tables
     )
-    folder = experiment.folder / "report" / _FRAME
-    shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
-    meta = {"fingerprint": _inputs(experiment, run), "stacker": run.name}
-    write_run(folder, meta, frames={_FRAME: frame})
-    return run, frame
 
 
 def stored_probes(experiment: Experiment, run: Run) -> pd.DataFrame | None:
@@ -158,23 +160,26 @@ def _with_features(experiment: Experiment, **features: bool) -> Experiment:
     )
 
 
-def _probes(
+def _start_probes(
     experiment: Experiment,
     changed: dict[str, Experiment],
     stacker: Stacker,
     run: Run,
     sources: list[Run],
     tables: list[Run],
-    out: Out,
-) -> pd.DataFrame:
+) -> Pending[tuple[Run, pd.DataFrame] | None]:
     predictions = standardised(predictions_of(experiment, sources), stored_scales(run))
     embeddings = read_embeddings(experiment, sources)
-    fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
-    k = experiment.folds.k
     probed = Probed(experiment, stacker, run, tables, embeddings, predictions)
-    made = run_folds(
-        [partial(_probe_fold, probed, changed, fold) for fold in range(k)], "probes", experiment.config, out
-    )
+    tasks = [partial(_probe_fold, probed, changed, fold) for fold in range(experiment.folds.k)]
+    return start_together(tasks, experiment.config, partial(_written_probes, experiment, run, predictions))
+
+
+def _written_probes(
+    experiment: Experiment, run: Run, predictions: Predictions, made: list[_ProbedFold]
+) -> tuple[Run, pd.DataFrame]:
+    """Returns the stacker's run and the table of its probes, from those of each fold, and keeps the table on disk."""
+    fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
 
     def joined(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         logit = np.empty(len(fold_of), np.float32)
@@ -185,8 +190,12 @@ def _probes(
     plain = [fold.plain for fold in made]
     first = joined([part.first for part in plain])
     probes = [Probe(ALONE, joined([part.alone for part in plain]), joined([part.bag for part in plain]))]
-    probes += [Probe(name, joined([fold.changed[name] for fold in made]), first) for name in changed]
-    return probe_table(experiment, predictions, probes)
+    probes += [Probe(name, joined([fold.changed[name] for fold in made]), first) for name in made[0].changed]
+    frame = probe_table(experiment, predictions, probes)
+    folder = experiment.folder / "report" / _FRAME
+    shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
+    write_run(folder, {"fingerprint": _inputs(experiment, run), "stacker": run.name}, frames={_FRAME: frame})
+    return run, frame
 
 
 class Probed(NamedTuple):
@@ -239,12 +248,22 @@ def _plain_fold(probed: Probed, fold: int) -> _PlainFold:
     columns, threads, groups = list(bag.columns), experiment.config.threads, _groups(experiment, matrix)
     held, alone = matrix.held[columns], matrix.held_ungrouped[columns]
     first = replace(bag, models=bag.models[:1])
-    logit = bag.logit(held, groups=groups, threads=threads)
+    if _is_stored(experiment, stacker) and stacker.repeats == 1:  # the models on disk made the stacker's predictions
+        logit = _predicted(experiment, run, matrix)
+    else:
+        logit = bag.logit(held, groups=groups, threads=threads)
     return _PlainFold(
         logit,
         bag.logit(alone, threads=threads),
         first.logit(held, groups=groups, threads=threads) if len(bag.models) > 1 else logit,
     )
+
+
+def _predicted(experiment: Experiment, run: Run, matrix: FoldMatrix) -> NDArray[np.float32]:
+    """Returns the out-of-fold logits of the matrix's held-out rows."""
+    oof, ids = run.frame("oof"), experiment.table.train["id"].iloc[matrix.held_rows]
+    place = row_positions(ids, oof["id"], f"the rows of {run.name}")
+    return oof["logit"].to_numpy(np.float32)[place]
 
 
 def _with_rows_alone(

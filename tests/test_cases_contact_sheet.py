@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dermstack.report.cases import data_uri, edges, sample_ids, tiles
+from dermstack.report.cases import edges, sample_ids, tiles
+from dermstack.report.pictures import data_uri
 
 
 def make_train(n=300):

@@ -15,7 +15,8 @@ from conftest import run_cli, small_config
 from html_page import Page
 from PIL import Image
 
-from dermstack.report.cases import colour, hard_cases, image_run, most_wrong, overlay
+from dermstack.report.cases import hard_cases, image_run, most_wrong
+from dermstack.report.pictures import colour, overlay
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment

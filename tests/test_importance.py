@@ -15,6 +15,7 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import fold_matrix
 from stack.importance import importance
+from stack.parallel import Pending, ready
 from stack.predictions import predictions_of, standardised
 from stack.store import Run, read_run, sha256
 from tabular.models import read_bag
@@ -92,11 +93,11 @@ def test_it_is_made_once_and_again_when_a_stacker_is_another(
     before = {path: sha256(path) for path in experiment.models.rglob("*") if path.is_file()}
     made = []
 
-    def again(*_: object) -> pd.DataFrame:
+    def again(*_: object) -> list[Pending[pd.DataFrame]]:
         made.append(1)
-        return found.head(3)
+        return [ready(found.head(3))]
 
-    monkeypatch.setattr(stack.importance, "_importance", again)
+    monkeypatch.setattr(stack.importance, "_start_stages", again)
     pd.testing.assert_frame_equal(importance(experiment, stackers, sources, Out(quiet=True)), found)
     assert made == []
     other = Run(stackers[0].folder, {**stackers[0].meta, "fingerprint": "another"})

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 
 from dermstack.audit.labels import NEIGHBOURS, kept_doubtful_labels
+from dermstack.report.pictures import (
+    HEAT_OPACITY,
+    NO_PICTURES,
+    CasePictures,
+    Pixels,
+    cached_case_pictures,
+    colour,
+    data_uri,
+)
 from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
 from dermstack.report.units import Scored, run_weights
 from stack.experiment import Experiment
 from stack.history import auc_of
-from stack.images import existing_cache
-from stack.net_metadata import encoded_columns
-from stack.store import Run, read_verified_run
-
-if TYPE_CHECKING:
-    from image_models.cache import ImageCache
-
-
-Pixels = NDArray[np.uint8]
+from stack.parallel import Pending, ready, start_together
+from stack.store import Run
 
 
 class Tile(NamedTuple):
@@ -77,130 +74,15 @@ def edges(picture: Pixels) -> Pixels:
     return drawn
 
 
-def data_uri(pixels: Pixels) -> str:
-    """Encodes an image (h, w) or (h, w, 3) as a JPEG in a data URI."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
 def _tile_caption(row: pd.Series) -> str:
     known = [f"{row['age']:.0f} years"] if pd.notna(row["age"]) else []
     return ", ".join([str(row[name]) for name in ("diagnosis", "sex", "site") if pd.notna(row.get(name))] + known)
-
-
-PICTURE_SIDE = 160  # pixels
-_COLOUR_MAP = "viridis"  # its colours do not occur in skin and are readable without red-green vision
-HEAT_OPACITY = 0.65  # opacity of the strongest heat
-
-
-@dataclass(frozen=True)
-class CasePictures:
-    """Images as data URIs by id; if the network has no heat maps, ``heat`` is empty and ``note`` says why."""
-
-    picture: dict[str, str]
-    heat: dict[str, str]
-    shape: dict[str, tuple[int, int]]  # width and height for display
-    note: str = ""
-
-
-NO_PICTURES = CasePictures({}, {}, {})
-
-
-def cached_case_pictures(
-    experiment: Experiment, run: Run, ids: Sequence[str], *, heated: bool = True
-) -> tuple[CasePictures, str]:
-    """Returns `case_pictures` of cached images and a note for the page; no images if they are not available."""
-    try:
-        pictures = existing_cache(experiment, run.meta["settings"]["size"])
-        if set(ids) <= set(pictures.index["id"]):
-            made = case_pictures(experiment, run, pictures, ids, heated=heated)
-            return made, made.note
-    except ImportError:
-        return NO_PICTURES, "No images: the extra [image] is not installed (pip install 'dermstack[image]')."
-    return NO_PICTURES, "The image cache lacks these images: run `dermstack oof` to make it again."
 
 
 def metadata_words(row: pd.Series) -> list[str]:
     """Returns the known values of diagnosis, sex, site and age of a row of the table."""
     known = [str(row[name]) for name in ("diagnosis", "sex", "site") if pd.notna(row.get(name))]
     return known + ([f"{row['age']:.0f}\N{NO-BREAK SPACE}years"] if pd.notna(row["age"]) else [])
-
-
-def case_pictures(
-    experiment: Experiment, run: Run, pictures: ImageCache, ids: Sequence[str], *, heated: bool = True
-) -> CasePictures:
-    """Returns the images of training rows as the image run ``run`` saw them, with Grad-CAM heat maps.
-
-    A heat map comes from the first seed's network that did not see the row's fold. Raises ImageError if an image is not
-    in the cache ``pictures`` or weights cannot be read.
-    """
-    rows = pictures.rows_for(ids)
-    pixels = pictures.take(rows)
-    index = pictures.index.iloc[rows]
-    # resize "square" squeezes the whole image; otherwise the network sees the central square.
-    source_sizes = zip(index["source_width"].tolist(), index["source_height"].tolist(), strict=True)
-    shape = dict(
-        zip(
-            ids, source_sizes if pictures.resize == "square" else [(PICTURE_SIDE, PICTURE_SIDE)] * len(ids), strict=True
-        )
-    )
-    picture = {row_id: data_uri(_resized(image)) for row_id, image in zip(ids, pixels, strict=True)}
-    heat, note = _heat_overlays(experiment, run, ids, pixels) if heated else ({}, "")
-    return CasePictures(picture, heat, shape, note)
-
-
-def overlay(picture: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Lays heat (h, w) in 0..1 over an image (h, w, 3); opacity grows with the heat."""
-    cover = HEAT_OPACITY * heat[..., None]
-    covered: Pixels = ((1 - cover) * picture + cover * colour(heat)).round().astype(np.uint8)
-    return covered
-
-
-def colour(heat: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Returns the RGB colours (…, 3) in 0..255 of heat (…) in 0..1."""
-    rgb: NDArray[np.float64] = _colour_map()[np.rint(255 * heat).astype(np.intp)]
-    return rgb
-
-
-@cache
-def _colour_map() -> NDArray[np.float64]:
-    from matplotlib import colormaps
-
-    return 255 * colormaps[_COLOUR_MAP](np.arange(256))[:, :3]
-
-
-def _heat_overlays(experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels) -> tuple[dict[str, str], str]:
-    """Returns the overlays by id and a note; without heat maps no overlays, and the note says why."""
-    from dermstack.errors import ImageError
-    from image_models.explain import pixel_risk_maps
-    from image_models.saved import read_fold_nets
-
-    read_verified_run(run.folder)
-    fold = run.frame("oof").set_index("id")["fold"].loc[list(ids)].to_numpy()
-    table = experiment.table.train.set_index("id").loc[list(ids)].reset_index()
-    made: dict[str, str] = {}
-    for k in np.unique(fold):
-        held, folder = np.flatnonzero(fold == k), run.folder / f"fold_{k}"
-        metadata = encoded_columns(folder, run.meta["settings"], table.iloc[held])
-        net, *_ = read_fold_nets(
-            folder,
-            run.meta["settings"],
-            positive=run.meta.get("positive", (False, True)),
-            metadata=metadata.shape[1],
-            device=experiment.config.device,
-        )
-        try:
-            maps = pixel_risk_maps(net, pixels[held], metadata, threads=experiment.config.threads)
-        except ImageError as error:  # a transformer has no feature map for Grad-CAM
-            return {}, f"No heat maps for {run.name}: {error}."
-        for place, heat in zip(held.tolist(), maps, strict=True):
-            made[ids[place]] = data_uri(_resized(overlay(pixels[place], heat)))
-    return made, ""
-
-
-def _resized(picture: Pixels) -> Pixels:
-    return np.asarray(Image.fromarray(picture).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS))
 
 
 class _HardCase(NamedTuple):
@@ -231,20 +113,60 @@ def hard_cases(
     weights cannot be read.
     """
     scored = scored or Scored(experiment, runs)
+    started = start_hard_cases(
+        experiment, blend, runs, display_name=display_name, scored=scored, no_images=no_images, each=each
+    )
+    return started.finish(lambda done: None)
+
+
+def start_hard_cases(
+    experiment: Experiment,
+    blend: Run,
+    runs: Sequence[Run],
+    *,
+    display_name: Callable[[str], str],
+    scored: Scored,
+    no_images: bool,
+    each: int = 20,
+) -> Pending[Section]:
+    """Starts what `hard_cases` makes: images and heat maps in a worker process, as importing torch takes seconds."""
     oof = blend.frame("oof")
     rows = scored.experiment.rows_of(oof["id"])
     oof = oof.assign(target=scored.experiment.target[rows], split_group=scored.experiment.split_group[rows])
     missed, alarms = most_wrong(oof, each=each)
     ids = [*missed["id"], *alarms["id"]]
     run = image_run(blend, runs, experiment)
-    pictures, note = NO_PICTURES, ""
     image_of = {} if run is None else scored.image_of(experiment, run, ids)
-    if no_images:
-        note = "This report was made without images."
-    elif run is None:
-        note = "The blend has no image model of this experiment, so no images are shown."
-    elif ids:
-        pictures, note = cached_case_pictures(experiment, run, list(image_of.values()))
+    cases = _HardCases(missed, alarms, run, image_of, each, float(oof["target"].mean()))
+    if no_images or run is None or not ids:
+        note = "The blend has no image model of this experiment, so no images are shown." if run is None else ""
+        note = "This report was made without images." if no_images else note
+        return ready(_cases_section(cases, scored, display_name, [(NO_PICTURES, note)]))
+    task = partial(cached_case_pictures, experiment, run, list(image_of.values()))
+    return start_together([task], experiment.config, partial(_cases_section, cases, scored, display_name))
+
+
+class _HardCases(NamedTuple):
+    """The blend's most confident misses and false alarms, at most ``each`` of both."""
+
+    missed: pd.DataFrame
+    alarms: pd.DataFrame
+    run: Run | None  # the image model whose images and heat maps are shown
+    image_of: Mapping[str, str]  # id of the image that is shown, by id of the case
+    each: int
+    prevalence: float
+
+
+def _cases_section(
+    cases: _HardCases,
+    scored: Scored,
+    display_name: Callable[[str], str],
+    made: list[tuple[CasePictures, str]],
+) -> Section:
+    """Returns the section of the cases, with the pictures and the note that one task ``made``."""
+    pictures, note = made[0]
+    run, image_of = cases.run, cases.image_of
+    ids = [*cases.missed["id"], *cases.alarms["id"]]
     p_image_model = None
     if run is not None:
         p_image_model = next(one for one in scored.runs if one.name == run.name).frame("oof").set_index("id")["p"]
@@ -267,24 +189,24 @@ def hard_cases(
         unit=scored.unit,
         coded=display_name is not str,
         lists=[
-            ("missed", "Positives with the lowest probability", [case(row) for _, row in missed.iterrows()]),
+            ("missed", "Positives with the lowest probability", [case(row) for _, row in cases.missed.iterrows()]),
             (
                 "alarms",
                 "Negatives with the highest probability",
-                [case(row) for _, row in alarms.iterrows()],
+                [case(row) for _, row in cases.alarms.iterrows()],
             ),
         ],
-        each=each,
+        each=cases.each,
         run=run.name if run else None,
         note=note,
-        described=bool(len(ids)) and any(metadata_words(table.loc[row_id]) for row_id in ids),
+        described=any(metadata_words(table.loc[row_id]) for row_id in ids),
         shown=bool(pictures.picture),
         heated=bool(pictures.heat),
         stops=", ".join(
             "rgb({:.0f} {:.0f} {:.0f} / {:.2f})".format(*colour(np.array(heat)), HEAT_OPACITY * heat)
             for heat in np.linspace(0, 1, 6)
         ),
-        prevalence=float(oof["target"].mean()),
+        prevalence=cases.prevalence,
     )
     return Section(markup, (TEMPLATE_FOLDER / "cases.css").read_text(encoding="utf-8"))
 

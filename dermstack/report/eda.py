@@ -29,7 +29,7 @@ from dermstack.audit.drift import (
 from dermstack.audit.pictures import pair_kinds
 from dermstack.audit.single_column import column_association
 from dermstack.errors import DataError
-from dermstack.report.cases import data_uri, sample_ids, tiles
+from dermstack.report.cases import sample_ids, tiles
 from dermstack.report.eda_figures import (
     age_rows_figure,
     count_figure,
@@ -52,6 +52,7 @@ from dermstack.report.eda_tables import (
     word_table,
 )
 from dermstack.report.figures import Drawing
+from dermstack.report.pictures import data_uri
 from dermstack.report.report import TEMPLATE_FOLDER, page_templates, script_policy
 from stack.columns import number_warnings
 from stack.console import Out

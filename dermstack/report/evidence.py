@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from dermstack.audit.drift import missing_values
 from dermstack.audit.finding import FINDING_COLUMNS, is_audited, read_findings
 from dermstack.audit.pictures import count_kinds, pair_kinds
 from dermstack.errors import ConfigError, StoreError
-from dermstack.report.cases import doubtful_labels_section, hard_cases
+from dermstack.report.cases import doubtful_labels_section, start_hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.fairness import blend_subgroups, fairness_sections
-from dermstack.report.level2_notes import level2_notes
+from dermstack.report.level2_notes import Level2, start_level2
 from dermstack.report.model_card import model_card, write_model_card
 from dermstack.report.population import fallback_notes, group_notes, positives, source_note, sources_file
 from dermstack.report.pseudonyms import pseudonymiser
@@ -34,7 +34,7 @@ from dermstack.report.report import (
     Section,
     report_html,
 )
-from dermstack.report.report_parts import Parts, report_parts
+from dermstack.report.report_parts import Parts, blend_figures, report_parts
 from dermstack.report.review import band_sentences
 from dermstack.report.row_flow import merged_groups
 from dermstack.report.sources import sources_section
@@ -46,13 +46,12 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
-from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, decision_numbers, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.own_metric import own_label
 from stack.metrics.subgroups import subgroups
-from stack.probes import make_probes
+from stack.parallel import Pending
 from stack.review import shown_review
 from stack.source_estimates import stored_leave_source_out
 from stack.store import Run, atomic, fingerprint, read_run, read_runs
@@ -163,18 +162,20 @@ def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, 
         raise StoreError(f"{experiment.folder} has no blend yet: run `{experiment.command('stack')}`")
     path = experiment.folder / "report.html"
     runs = blended_runs(experiment, blend)
-    level2 = [run for run in runs if run.meta["level"] == 2]
-    sources = _seen_level1(experiment, level2)
-    make_probes(experiment, level2, sources, out)  # both are kept on disk and have progress bars of their own
-    importance(experiment, level2, sources, out)
-    with out.bar("report", 3, "parts") as progress:
-        scored = scored_rows(experiment, blend, runs)
-        data = report_data(experiment, blend, runs, out, scored=scored, show_ids=show_ids)
+    scored = scored_rows(experiment, blend, runs)
+    # Worker processes make what takes longest, while this one makes all that does not depend on it.
+    cases = _start_hard_cases(experiment, blend, runs, scored, show_ids=show_ids, images=images)
+    level2 = _start_level2(experiment, runs, scored)
+    with out.bar("report", cases.tasks + level2.tasks + 3, "parts") as progress:
+        sections = _case_sections(experiment, blend, runs, scored, show_ids=show_ids, images=images)
         progress(1)
-        sections = _case_sections(experiment, blend, runs, data, scored, show_ids=show_ids, images=images)
-        parts = report_parts(data)
+        data = _data_of_blend(experiment, blend, runs, out, scored=scored, show_ids=show_ids)
+        drawn = blend_figures(data)
+        progress(1)
+        data = _with_level2(data, level2.finish(progress))
+        sections["hard-cases"] = cases.finish(progress)
+        parts = report_parts(data, drawn)
         html = report_html(data, sections, parts)
-        progress(1)
         with atomic(path) as temporary:
             temporary.write_text(html, encoding="utf-8")
         card = model_card(
@@ -191,20 +192,28 @@ def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, 
     return WrittenReport(path, html, data, parts, sections, experiment, blend, tuple(runs), images)
 
 
+def _start_level2(experiment: Experiment, runs: list[Run], scored: Scored) -> Pending[Level2]:
+    """Starts what is measured about level 2 for the report, and kept on disk."""
+    stackers = [run for run in runs if run.meta["level"] == 2]
+    of = "" if scored.units is None else "images"
+    return start_level2(experiment, stackers, _seen_level1(experiment, stackers), of=of)
+
+
+def _start_hard_cases(
+    experiment: Experiment, blend: Run, runs: list[Run], scored: Scored, *, show_ids: bool, images: bool
+) -> Pending[Section]:
+    display_name = str if show_ids else pseudonymiser(experiment)
+    return start_hard_cases(experiment, blend, runs, scored=scored, display_name=display_name, no_images=not images)
+
+
 def _case_sections(
-    experiment: Experiment,
-    blend: Run,
-    runs: list[Run],
-    data: ReportData,
-    scored: Scored,
-    *,
-    show_ids: bool,
-    images: bool,
+    experiment: Experiment, blend: Run, runs: list[Run], scored: Scored, *, show_ids: bool, images: bool
 ) -> dict[str, Section]:
-    """Returns the sections on thresholds and single cases that have something to show."""
+    """Returns the sections on rows, subgroups, thresholds and doubtful labels that have something to show."""
     oof = blend.frame("oof")
     display_name = str if show_ids else pseudonymiser(experiment)
-    split_group = scored.experiment.split_group[scored.experiment.rows_of(oof["id"])]
+    rows = scored.experiment.rows_of(oof["id"])
+    y, split_group = scored.experiment.target[rows], scored.experiment.split_group[rows]
     level1 = [run for run in runs if run.meta["level"] == 1]
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
     sections = {
@@ -212,10 +221,7 @@ def _case_sections(
         "sources": None
         if found is None
         else sources_section(found, from_file=sources_file(experiment), unit=scored.unit),
-        "explorer": explorer(data.y, oof["p_calibrated"], split_group, scored.unit),
-        "hard-cases": hard_cases(
-            experiment, blend, runs, scored=scored, display_name=display_name, no_images=not images
-        ),
+        "explorer": explorer(y, oof["p_calibrated"], split_group, scored.unit),
         "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
     }
     return {place: made for place, made in sections.items() if made}
@@ -251,17 +257,22 @@ def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
     return [by_name[name] for name in all_runs(blend)]
 
 
-def report_data(
-    experiment: Experiment,
-    blend: Run,
-    runs: list[Run],
-    out: Out,
-    *,
-    scored: Scored | None = None,
-    show_ids: bool = False,
+def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out) -> ReportData:
+    """Collects everything that the page shows about this blend and its ``runs``, on the rows it covers."""
+    scored = scored_rows(experiment, blend, runs)
+    level2 = _start_level2(experiment, runs, scored)
+    data = _data_of_blend(experiment, blend, runs, out, scored=scored, show_ids=False)
+    return _with_level2(data, level2.finish(lambda done: None))
+
+
+def _with_level2(data: ReportData, level2: Level2) -> ReportData:
+    return replace(data, diagnostics=level2.notes, importance=level2.importance)
+
+
+def _data_of_blend(
+    experiment: Experiment, blend: Run, runs: list[Run], out: Out, *, scored: Scored, show_ids: bool
 ) -> ReportData:
-    """Collects everything that the page shows about this blend and its ``runs``, on the ``scored`` rows it covers."""
-    scored = scored or scored_rows(experiment, blend, runs)
+    """Collects what `report_data` returns but what is measured about level 2 for the report alone."""
     oof = blend.frame("oof")
     rows = scored.experiment.rows_of(oof["id"])
     y, split_group = scored.experiment.target[rows], scored.experiment.split_group[rows]
@@ -282,7 +293,7 @@ def report_data(
         for label, other in list(curves.items())[1:]
     ]
     parts, uncut = blend_subgroups(scored.experiment, rows)
-    levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
+    has_level2 = any(run.meta["level"] == 2 for run in runs)
     weights = blend.meta["weights"]
     return ReportData(
         experiment=experiment.name,
@@ -305,10 +316,7 @@ def report_data(
         fold=oof["fold"].to_numpy(),
         folds=experiment.folds.summary(experiment.target, experiment.table.train),
         facts=table_facts(experiment),
-        notes=_notes(experiment, blend, scored, has_level2=bool(levels[1]), show_ids=show_ids),
-        diagnostics=level2_notes(
-            experiment, levels[1], _seen_level1(experiment, levels[1]), out, of="" if scored.units is None else "images"
-        ),
+        notes=_notes(experiment, blend, scored, has_level2=has_level2, show_ids=show_ids),
         target=experiment.config.data.columns.target_column,
         positives=positives(experiment),
         group=experiment.config.data.columns.group or "",
@@ -325,7 +333,6 @@ def report_data(
         agreement=rank_correlations([blend, *scored.runs]),
         uncut=uncut,
         subgroups=subgroups(y, score, split_group, parts),
-        importance=importance(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
         training=training_of(runs, experiment.config.tuned.gbdt),
         studies=_studies(experiment, runs, out),
         data=data_facts(experiment, show_ids=show_ids),

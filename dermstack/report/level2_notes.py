@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from stack.console import Out
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+
 from stack.experiment import Experiment
-from stack.probes import make_probes
+from stack.importance import start_importance
+from stack.parallel import Pending
+from stack.probes import start_probes
 from stack.store import Run
 
 
-def level2_notes(
-    experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out, *, of: str = ""
-) -> list[str]:
+class Level2(NamedTuple):
+    """What the report shows of level 2 beside its scores."""
+
+    notes: list[str]
+    importance: pd.DataFrame | None  # `stack.importance.importance`
+
+
+def start_level2(experiment: Experiment, stackers: list[Run], sources: list[Run], *, of: str = "") -> Pending[Level2]:
+    """Starts the probes of a stacker and the importances, both kept on disk; ``of`` as for `level2_notes`."""
+    probes = start_probes(experiment, stackers, sources)
+    importance = start_importance(experiment, stackers, sources)
+
+    def finish(progress: Callable[[int], object]) -> Level2:
+        return Level2(level2_notes(probes.finish(progress), of=of), importance.finish(progress))
+
+    return Pending(probes.tasks + importance.tasks, finish)
+
+
+def level2_notes(probed: tuple[Run, pd.DataFrame] | None, *, of: str = "") -> list[str]:
     """Describes the probes of a stacker (acquisition shortcuts, group information) and its embedding alignment.
 
     ``of`` is what the AUCs are of, where it is not what the blend scores.
     """
-    if (made := make_probes(experiment, stackers, sources, out)) is None:
+    if probed is None:
         return []
-    run, probes = made
+    run, probes = probed
     says = {
         "context_counts": "With the number of images in the group as a feature, {run} would have AUC {auc:.4f}, "
         "{apart}. This is an artefact of how images were collected; it is off unless `features.context_counts` is set.",

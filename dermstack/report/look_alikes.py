@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from dermstack.audit.pictures import PAIR_KINDS
-from dermstack.report.cases import data_uri
+from dermstack.report.pictures import data_uri
 from dermstack.report.report import TEMPLATE_FOLDER, render_template
 from stack.experiment import Experiment
 from stack.images import existing_cache, smallest_cache_size

@@ -58,7 +58,7 @@ class Parts:
 
     objective: str  # in words
     within: pd.Series[float]  # AUC of the blend within each fold
-    figures: Mapping[str, Any]  # `page_figures`
+    figures: Mapping[str, Any]  # `blend_figures` and `importance_figures`
     tables: Mapping[str, HtmlTable]  # `page_tables`
 
     @property
@@ -74,15 +74,16 @@ class Parts:
         return made
 
 
-def report_parts(data: ReportData) -> Parts:
-    """Draws the figures and makes the tables of the page."""
-    objective = objective_label(data.objective)
+def report_parts(data: ReportData, drawn: Mapping[str, Any] | None = None) -> Parts:
+    """Draws the figures and makes the tables of the page; ``drawn`` are those of `blend_figures` of the same data."""
     within = auc_by_fold(data.y, next(iter(data.curves.values())), data.fold).rename("auc_of_blend")
-    return Parts(objective, within, page_figures(data, objective), page_tables(data, within))
+    figures = {**(blend_figures(data) if drawn is None else drawn), **importance_figures(data)}
+    return Parts(objective_label(data.objective), within, figures, page_tables(data, within))
 
 
-def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
-    """Draws the figures, by name; `features`, `training` and `histories` are lists of drawings with their names."""
+def blend_figures(data: ReportData) -> dict[str, Any]:
+    """Draws all figures but those of importances, by name; `training` and `histories` are lists of named drawings."""
+    objective = objective_label(data.objective)
     headline = Estimate("this blend", data.headline.value, data.headline.low, data.headline.high, strong=True)
     compared = [Estimate(c.label, c.value.value, c.value.low, c.value.high) for c in data.comparisons]
     runs = [Estimate(*row) for row in rows_of(data.runs, "run", own_label(data.objective), "low", "high")]
@@ -113,16 +114,6 @@ def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
     if data.subgroups is not None and (measured := _subgroup_estimates(data.subgroups)):
         overall_auc = auc(data.y, next(iter(data.curves.values())))
         drawn["subgroups"] = interval_figure("subgroups", measured, axis="AUC", reference=overall_auc)
-    if data.importance is not None:
-        drawn["blocks"] = block_importance_figure("blocks", data.importance)
-        drawn["features"] = [
-            (stacker, feature_importance_figure(f"features{number}", data.importance, stacker))
-            for number, stacker in enumerate(data.importance["stacker"].unique())
-        ]
-        drawn["columns"] = [
-            (stacker, column_importance_figure(f"columns{number}", data.importance, stacker))
-            for number, stacker in enumerate(data.importance.loc[data.importance["of"] == "column", "stacker"].unique())
-        ]
     if data.training is not None:
         drawn["training"] = training_figures(data.training)
     drawn["histories"] = [
@@ -130,6 +121,24 @@ def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
         for number, (family, studies) in enumerate(_families(data.studies).items())
     ]
     return drawn
+
+
+def importance_figures(data: ReportData) -> dict[str, Any]:
+    """Draws the importances, if there are any: `blocks`, and one drawing a stacker in `features` and `columns`."""
+    if data.importance is None:
+        return {}
+    by_column = data.importance.loc[data.importance["of"] == "column", "stacker"]
+    return {
+        "blocks": block_importance_figure("blocks", data.importance),
+        "features": [
+            (stacker, feature_importance_figure(f"features{number}", data.importance, stacker))
+            for number, stacker in enumerate(data.importance["stacker"].unique())
+        ],
+        "columns": [
+            (stacker, column_importance_figure(f"columns{number}", data.importance, stacker))
+            for number, stacker in enumerate(by_column.unique())
+        ],
+    }
 
 
 def page_tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:

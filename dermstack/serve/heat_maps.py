@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermstack.errors import ImageError
-from dermstack.report.cases import overlay
+from dermstack.report.pictures import overlay
 from dermstack.serve.bundle import Bundle, ImageRun
 from dermstack.serve.image_runs import encoded_metadata, fold_folder
 from image_models.cache import ImageCache
