@@ -21,6 +21,7 @@ from stack.history import append_ledger, run_table
 from stack.images import caches_in_use
 from stack.level1 import level1_locked, level1_runs
 from stack.metrics.intervals import Interval
+from stack.parallel import run_with_threads
 from stack.probes import stored_probes
 from stack.source_estimates import LeaveSourceOut, stored_leave_source_out
 from stack.store import Run, locked, read_runs
@@ -217,6 +218,7 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
     from stack.fallback import run_fallback
     from stack.leave_source_out import run_leave_source_out
     from stack.level2 import run_stackers
+    from stack.predictions import fit_alignments
     from stack.source_training import runs_by_source
     from stack.submission import check_sample, run_blend
 
@@ -228,7 +230,8 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
     write_rows(experiment)
     steps.level1(experiment, runs)
     if not experiment.shuffled:
-        findings = audit_for_stack(experiment, runs, out)
+        align = partial(run_with_threads, experiment.config.threads, fit_alignments, experiment, level1)
+        findings = audit_for_stack(experiment, runs, out, meanwhile=align)
         steps.findings(findings)
     runs = runs + run_stackers(experiment, runs, out, on_run=partial(steps.stacker, experiment))
     steps.stackers(experiment, runs)

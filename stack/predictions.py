@@ -202,24 +202,37 @@ _KEPT_ALIGNMENTS = 32
 _ANCHOR_FILES = ("anchor.parquet", "anchor_z.npy")
 
 
-def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
-    """Reads the embeddings of a trained run: those of its nets, aligned on the anchors and cut to ``components``."""
-    anchors = run.frame("anchor")
-    k = int(anchors["fold"].max()) + 1  # nets of the run: level 2 may have other folds (leave-source-out)
-    anchor_z = run.array("anchor_z")
-    ids = anchors["id"].reset_index(drop=True)
-    first = ids[anchors["fold"].to_numpy() == 0]
-    by_net = []
-    for net in range(k):
-        rows = np.flatnonzero(anchors["fold"].to_numpy() == net)
-        by_net.append(rows[_embedding_rows(run, anchors.iloc[rows], first, "anchor")])
+def fit_alignments(experiment: Experiment, runs: Sequence[Run]) -> None:
+    """Fits the alignments that stackers need of these runs, which `read_embeddings` then finds."""
+    features, stackers = experiment.config.all_features, experiment.config.stackers
+    for run in runs if any(stacker.enabled for stacker in stackers) else ():
+        if run.meta["kind"] == "image" and (features.aligned_z or features.neighbours):
+            _alignment_of(run, features.aligned_z or ALIGNED_COMPONENTS)
+
+
+def _alignment_of(run: Run, components: int) -> Alignment:
+    """Returns the alignment of a run's nets on its anchors, cut to ``components``; fits it once in this process."""
     files: tuple[str, ...] = tuple(str(run.meta["files"].get(file)) for file in _ANCHOR_FILES)
     key = (str(run.folder), *files, str(components))
     if (alignment := _alignments.get(key)) is None:
+        anchors = run.frame("anchor")
+        net_of, anchor_z = anchors["fold"].to_numpy(), run.array("anchor_z")
+        first = anchors["id"].reset_index(drop=True)[net_of == 0]
+        by_net = []
+        for net in range(int(net_of.max()) + 1):
+            rows = np.flatnonzero(net_of == net)
+            by_net.append(rows[_embedding_rows(run, anchors.iloc[rows], first, "anchor")])
         alignment = fit_alignment(np.stack([anchor_z[rows] for rows in by_net]), components)
         if len(_alignments) >= _KEPT_ALIGNMENTS:
             _alignments.clear()
         _alignments[key] = alignment
+    return alignment
+
+
+def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
+    """Reads the embeddings of a trained run: those of its nets, aligned on the anchors and cut to ``components``."""
+    alignment = _alignment_of(run, components)
+    k = len(alignment.mean)  # nets of the run: level 2 may have other folds (leave-source-out)
     oof, z = run.frame("oof"), run.array("oof_z")
     made = np.empty((len(oof), alignment.components), np.float32)
     fold = oof["fold"].to_numpy()

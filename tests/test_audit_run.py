@@ -33,9 +33,9 @@ def test_rows_and_runs_are_looked_at_again_where_they_may_differ(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, looked = experiment.finished(level=1), []
-    real = dermstack.audit.run._audit_rows_and_runs
+    real = dermstack.audit.run._start_rows_and_runs
     monkeypatch.setattr(
-        dermstack.audit.run, "_audit_rows_and_runs", lambda *given: looked.append(len(given[1])) or real(*given)
+        dermstack.audit.run, "_start_rows_and_runs", lambda *given: looked.append(len(given[1])) or real(*given)
     )
     first = audit_for_stack(experiment, runs, QUIET)
     assert audit_for_stack(experiment, runs, QUIET) == first == read_findings(experiment)
@@ -46,6 +46,13 @@ def test_rows_and_runs_are_looked_at_again_where_they_may_differ(
     train.write_text(train.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     audit_for_stack(experiment, [], QUIET)
     assert looked == [1, 0, 0], "another file, whose other columns may be proxies"
+
+
+def test_what_is_to_be_done_meanwhile_is_done_once_where_there_is_something_to_audit(experiment: Experiment) -> None:
+    runs, done = experiment.finished(level=1), list[int]()
+    first = audit_for_stack(experiment, runs, QUIET, meanwhile=lambda: done.append(1))
+    assert audit_for_stack(experiment, runs, QUIET, meanwhile=lambda: done.append(2)) == first
+    assert done == [1]
 
 
 def test_an_audit_writes_what_the_page_and_a_spreadsheet_read(experiment: Experiment) -> None:

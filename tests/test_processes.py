@@ -7,14 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from dermstack.errors import ImageError
 from image_models.dataset import Batch, CachedImages, load_batches
 from image_models.processes import explain_death
+from stack.config import config_of
+from stack.parallel import Pending, start_together
+
+MINIMAL: dict[str, Any] = {
+    "experiment": "started",
+    "data": {"name": "small", "train": "train.csv", "columns": {"id": "id", "target": "target"}},
+    "stackers": [],
+}
 
 PROGRAM = """
 import os, sys, time
@@ -162,3 +173,44 @@ def test_a_crash_of_the_process_itself_is_named_with_what_ran(end: str | None) -
     names = {"SIGSEGV": "Segmentation fault", "SIGABRT": "Aborted"}
     assert made.stderr == (f"error: net fold 3 (fastvit_t8) crashed ({names[end]})\n" if end else "")
     assert made.returncode == (-getattr(signal, end) if end else 0)
+
+
+def test_tasks_that_are_started_run_while_this_process_does_something_else(tmp_path: Path) -> None:
+    def ready(folder: Path, n_jobs: int) -> Pending[list[str]]:
+        folder.mkdir()
+        tasks = [partial(_touch, folder / name) for name in ("b", "a")]
+        return start_together(tasks, config_of({**MINIMAL, "n_jobs": n_jobs}), list)
+
+    other, own = ready(tmp_path / "other", 2), ready(tmp_path / "own", 1)
+    for _ in range(600):
+        if len(list((tmp_path / "other").iterdir())) == 2:
+            break
+        time.sleep(0.1)
+    assert len(list((tmp_path / "other").iterdir())) == 2, "nobody has asked for the results"
+    assert list((tmp_path / "own").iterdir()) == [], "with one job this process works when it is asked"
+    for pending in (other, own):
+        done: list[int] = []
+        assert pending.finish(done.append) == ["b", "a"], "in the order of the tasks"
+        assert done == [1] * pending.tasks
+
+
+def test_a_task_that_was_started_raises_its_own_error_when_it_is_asked_for(tmp_path: Path) -> None:
+    started = start_together([partial(_touch, tmp_path / "no" / "folder")], config_of({**MINIMAL, "n_jobs": 2}), list)
+    with pytest.raises(FileNotFoundError, match="folder"):
+        started.finish(lambda done: None)
+
+
+@pytest.mark.slow
+def test_workers_that_were_started_early_end_with_the_command_and_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"{yaml.safe_dump({**MINIMAL, 'n_jobs': 2})}", encoding="utf-8")
+    command = [sys.executable, "-m", "dermstack", "stack", "-c", "config.yaml"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    said, complained = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "train.csv" in complained
+    assert "warn" not in (said + complained).lower()
+
+
+def _touch(path: Path) -> str:
+    path.touch()
+    return path.name

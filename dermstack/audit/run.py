@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ from dermstack.errors import ConfigError
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
-from stack.parallel import run_folds
+from stack.parallel import Pending, start_together
 from stack.plausibility import is_fresh
 from stack.source_estimates import LeaveSourceOut
 from stack.store import Run, atomic, fingerprint, sha256
@@ -62,7 +62,8 @@ def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffl
             pairs.to_csv(temporary, index=False)
     runs = experiment.finished(level=1)
     out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-    parts[ROWS_AND_RUNS] = (_inputs_fingerprint(experiment, runs), _audit_rows_and_runs(experiment, runs, out, sizes))
+    found = _start_rows_and_runs(experiment, runs, sizes).shown("audit", out, unit="parts")
+    parts[ROWS_AND_RUNS] = (_inputs_fingerprint(experiment, runs), found)
     if shuffles:
         parts["shuffles"] = (
             _inputs_fingerprint(experiment, runs),
@@ -71,17 +72,21 @@ def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffl
     return AuditResult(experiment, pairs, write_part_findings(experiment, parts))
 
 
-def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> list[Finding]:
+def audit_for_stack(
+    experiment: Experiment, runs: Sequence[Run], out: Out, *, meanwhile: Callable[[], object] = lambda: None
+) -> list[Finding]:
     """Audits the rows and ``runs`` before level 2 is built on them, without images and shuffles.
 
     Does nothing if its inputs have not changed since the last time. Stored findings on images and shuffles stay
-    unchanged. Returns the findings of all parts.
+    unchanged. Returns the findings of all parts. ``meanwhile`` is called while worker processes audit.
     """
     inputs = _inputs_fingerprint(experiment, runs)
     if read_part_findings(experiment, ROWS_AND_RUNS, inputs) is not None:
         return read_findings(experiment) or []
     out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-    return write_part_findings(experiment, {ROWS_AND_RUNS: (inputs, _audit_rows_and_runs(experiment, runs, out))})
+    started = _start_rows_and_runs(experiment, runs)
+    meanwhile()
+    return write_part_findings(experiment, {ROWS_AND_RUNS: (inputs, started.shown("audit", out, unit="parts"))})
 
 
 def audit_sources(experiment: Experiment, found: LeaveSourceOut | None, findings: list[Finding]) -> list[Finding]:
@@ -94,10 +99,10 @@ def audit_sources(experiment: Experiment, found: LeaveSourceOut | None, findings
     return write_part_findings(experiment, {PART: (inputs_of(experiment, found), source_findings(found))})
 
 
-def _audit_rows_and_runs(
-    experiment: Experiment, runs: Sequence[Run], out: Out, sizes: pd.DataFrame | None = None
-) -> list[Finding]:
-    """Returns the findings on rows and runs, and writes second_look.csv.
+def _start_rows_and_runs(
+    experiment: Experiment, runs: Sequence[Run], sizes: pd.DataFrame | None = None
+) -> Pending[list[Finding]]:
+    """Starts to look for the findings on rows and runs, and to write second_look.csv.
 
     ``sizes`` of the image files are given if they were just read; else those of the csv or an earlier `oof` are used.
     """
@@ -115,8 +120,12 @@ def _audit_rows_and_runs(
     ]
     order = sorted(range(len(parts)), key=lambda place: parts[place].func not in (drift_findings, _audit_labels))
     tasks = [parts[place] for place in order]  # the longest first, so that no process waits for one that began last
-    found = dict(zip(order, run_folds(tasks, "audit", experiment.config, out, unit="parts"), strict=True))
-    return [finding for place in range(len(parts)) for finding in found[place]]
+
+    def in_order(made: list[list[Finding]]) -> list[Finding]:
+        found = dict(zip(order, made, strict=True))
+        return [finding for place in range(len(parts)) for finding in found[place]]
+
+    return start_together(tasks, experiment.config, in_order)
 
 
 def _audit_labels(experiment: Experiment, fresh: list[Run]) -> list[Finding]:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -241,24 +242,30 @@ def stack(
     from stack.up_to_date import nothing_to_do
 
     out, given = Out(quiet=quiet), with_by_source(config, overrides, by_source)
-    if done := nothing_to_do(read_config(config, given), config, shuffle_target=shuffle_target, report=not no_report):
+    settings = read_config(config, given)
+    if done := nothing_to_do(settings, config, shuffle_target=shuffle_target, report=not no_report):
         out.say(f"{done.name}: complete, and nothing that it depends on has changed")
         show_headline(out, done.name, done.blend)
         show_files(out, done.folder, done.report)
         return
-    from dermstack.pipeline import StackSteps, run_stack
+    from dermstack.workers import start_workers
 
-    steps = StackSteps(
-        level1=lambda experiment, runs: show_runs(experiment, out, runs),
-        findings=lambda findings: show_findings(out, findings, notes=False),
-        stacker=lambda experiment, run: show_stacker(experiment, out, run),
-        stackers=lambda experiment, runs: show_plausibility(experiment, out, runs),
-        blend=lambda experiment, blend: show_blend(experiment, out, blend),
-        sources=lambda found: show_sources(out, found),
-        probes=lambda run, probes: show_probes(out, run, probes),
-    )
-    made = run_stack(config, overrides=given, shuffle_target=shuffle_target, report=not no_report, out=out, steps=steps)
-    show_files(out, made.experiment.folder, made.report)
+    with closing(start_workers(settings.n_jobs)):
+        from dermstack.pipeline import StackSteps, run_stack
+
+        steps = StackSteps(
+            level1=lambda experiment, runs: show_runs(experiment, out, runs),
+            findings=lambda findings: show_findings(out, findings, notes=False),
+            stacker=lambda experiment, run: show_stacker(experiment, out, run),
+            stackers=lambda experiment, runs: show_plausibility(experiment, out, runs),
+            blend=lambda experiment, blend: show_blend(experiment, out, blend),
+            sources=lambda found: show_sources(out, found),
+            probes=lambda run, probes: show_probes(out, run, probes),
+        )
+        made = run_stack(
+            config, overrides=given, shuffle_target=shuffle_target, report=not no_report, out=out, steps=steps
+        )
+        show_files(out, made.experiment.folder, made.report)
 
 
 @app.command()
