@@ -22,6 +22,7 @@ from stack.config import Config
 from stack.experiment import BY_SOURCE, Experiment
 from stack.images import cache_users_folder
 from stack.ledger import append_line, read_lines
+from stack.level2_matrices import MATRICES_FOLDER
 from stack.metrics.decision_metrics import decision_metric
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
 from stack.metrics.own_metric import is_import_path, own_label, own_metric
@@ -222,6 +223,8 @@ def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
         found += [(path, "set aside when its inputs changed") for path in aside]
         if (fits := folder / FITS_FOLDER).is_dir():
             found.append((fits, "fits of a blend that was stopped; `stack` goes on from them"))
+        if (matrices := folder / MATRICES_FOLDER).is_dir():
+            found.append((matrices, "left by a `stack` that was killed while it fitted stackers"))
         if not trains_again(config):
             again = [folder / BY_SOURCE / "models" / model.name for model in config.image_models]
             why = "trained by source, and unused as estimate.train_by_source is off"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -17,12 +16,13 @@ from numpy.typing import NDArray
 from dermstack.listing import first_of
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
+from stack.features import FoldMatrix, early_stopping_rows, encoding_parts, view_columns
 from stack.fold_needs import check_fold_needs
 from stack.group_models import fit_group_net, require_torch
 from stack.images import require_acquisition
 from stack.level2_config import Stacker, is_second_stage, source_names
 from stack.level2_inputs import made_with, stacker_inputs
+from stack.level2_matrices import FiledMatrix, filed_matrices, remove_matrices
 from stack.parallel import run_with_threads, stream_folds
 from stack.predictions import (
     Embedding,
@@ -47,7 +47,7 @@ from stack.store import (
 )
 from stack.stored_features import write_fold
 from stack.tuned import check_tuned_gbdt, tuned_params
-from stack.views import check_seen, with_all_features
+from stack.views import check_seen
 from tabular.estimators import make_estimator
 from tabular.fit_bag import BagSettings, ColumnRoles, Sampling, fit_bag
 from tabular.models import GROUP_KIND, Bag
@@ -67,6 +67,7 @@ def run_stackers(
     after all others, on a matrix with these as further runs.
     """
     config = experiment.config
+    remove_matrices(experiment)
     if config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     stackers = [stacker for stacker in config.stackers if stacker.enabled]
@@ -155,19 +156,14 @@ def _fit_all(
     notes = alignment_notes(embeddings, sources)
     for note, fits in notes:
         (out.say if fits else out.warn)(note)
-    token, k = uuid.uuid4().hex, experiment.folds.k
-    tasks = [
-        partial(_fit_and_predict, repeated(experiment, repeat), stacker, embeddings, predictions, fold, repeat, token)
-        for stacker in stackers
-        for repeat in range(stacker.repeats)
-        for fold in range(k)
-    ]
-    results = stream_folds(tasks, "level 2", experiment.config, out, unit="fits")
-    with closing(results):
-        for number, stacker in enumerate(stackers):
+    repeats, k = max(stacker.repeats for stacker in stackers), experiment.folds.k
+    with (
+        filed_matrices(experiment, embeddings, predictions, out, repeats=repeats) as matrices,
+        closing(_stream_fits(experiment, stackers, matrices, out)) as results,
+    ):
+        _warn_of_unseen([made.matrix.features.unseen for made in matrices[0]], out)
+        for stacker in stackers:
             by_repeat = [list(islice(results, k)) for _ in range(stacker.repeats)]
-            if number == 0:
-                _warn_of_unseen([part["unseen"] for part in by_repeat[0]], out)
             shared = {
                 "alignment": [note for note, _ in notes],
                 "scales": scales,  # means and spreads that standardised its level-1 logits
@@ -191,7 +187,19 @@ def _fit_all(
             folder = experiment.models / stacker.name
             on_run(write_run(folder, meta, frames=frames, arrays=_rotations(embeddings)))
         list(results)  # ends the progress bar
-    _kept.clear()
+
+
+def _stream_fits(
+    experiment: Experiment, stackers: list[Stacker], matrices: Sequence[Sequence[FiledMatrix]], out: Out
+) -> Generator[dict[str, Any]]:
+    """Yields what each fit made, in the order of stackers, repeats and folds."""
+    tasks = [
+        partial(_fit_and_predict, repeated(experiment, repeat), stacker, matrix, fold, repeat)
+        for stacker in stackers
+        for repeat in range(stacker.repeats)
+        for fold, matrix in enumerate(matrices[repeat])
+    ]
+    return stream_folds(tasks, "level 2", experiment.config, out, unit="fits")
 
 
 def _frames(
@@ -215,17 +223,15 @@ def _frames(
 def _fit_and_predict(
     experiment: Experiment,
     stacker: Stacker,
-    embeddings: Mapping[str, Embedding],
-    predictions: Predictions,
+    filed: FiledMatrix,
     fold: int,
     repeat: int,
-    token: str,
 ) -> dict[str, Any]:
     """Fits a stacker on one fold's training rows and predicts its held-out rows and the test rows.
 
     Models of later repeats are not written, as their stackers cannot be bundled.
     """
-    matrix, x_test = _kept_matrix(experiment, embeddings, predictions, fold, repeat, token)
+    matrix, x_test = filed.read()
     threads = experiment.config.threads
     held, test = experiment.table.train.iloc[matrix.held_rows], experiment.table.test
     started = time.monotonic()
@@ -244,44 +250,11 @@ def _fit_and_predict(
         ),
         "features": list(kept.columns),
         "chosen": kept.chosen,
-        "unseen": matrix.features.unseen,
         "seconds": time.monotonic() - started,
     }
 
 
 _MAX_UNSEEN = 5  # columns, and words of each, that a warning lists
-_KEPT_BYTES = 1 << 28  # of matrices that a process keeps for the next stacker, which has the same
-_kept: dict[tuple[str, int, int], tuple[FoldMatrix, pd.DataFrame]] = {}
-
-
-def _kept_matrix(
-    experiment: Experiment,
-    embeddings: Mapping[str, Embedding],
-    predictions: Predictions,
-    fold: int,
-    repeat: int,
-    token: str,
-) -> tuple[FoldMatrix, pd.DataFrame]:
-    """Returns the fold's matrix of training and held-out rows and that of the test rows, with all stackers' columns.
-
-    A process keeps what fits into `_KEPT_BYTES` as long as ``token``, a name of this call of `_fit_all`, is the same.
-    """
-    key = (token, repeat, fold)
-    if key in _kept:
-        return _kept[key]
-    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
-    test_z = {name: embedding.test_of(fold) for name, embedding in embeddings.items()}
-    x_test = matrix.features.transform(experiment.table.test, predictions.test[fold], test_z)
-    for other in [other for other in _kept if other[0] != token]:
-        del _kept[other]
-    if sum(map(_size, [*_kept.values(), (matrix, x_test)])) <= _KEPT_BYTES:
-        _kept[key] = matrix, x_test
-    return matrix, x_test
-
-
-def _size(made: tuple[FoldMatrix, pd.DataFrame]) -> int:
-    matrix, x_test = made
-    return sum(int(frame.memory_usage(index=False).sum()) for frame in (matrix.train, matrix.held, x_test))
 
 
 def fit_fold(
