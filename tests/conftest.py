@@ -194,8 +194,9 @@ def blank_figures() -> Iterator[None]:
     """Leaves the figures of pages empty, which takes most of a page's time: for tests that read words and numbers."""
     from unittest.mock import patch
 
-    def save(_: object, file: IO[str], **_settings: object) -> None:
-        file.write('<svg viewBox="0 0 317 200"></svg>')
+    def save(_: object, file: IO[str] | Path, **_settings: object) -> None:
+        nothing = '<svg viewBox="0 0 317 200"></svg>'
+        file.write_text(nothing) if isinstance(file, Path) else file.write(nothing)
 
     with patch("matplotlib.figure.Figure.savefig", save):
         yield

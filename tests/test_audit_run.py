@@ -74,7 +74,7 @@ def test_a_run_made_for_other_rows_is_named_and_the_rest_is_looked_at(experiment
 def test_shuffles_need_a_frozen_model_and_say_so_before_anything_is_looked_at(
     experiment: Experiment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dermstack.audit.run, "_audit_rows_and_runs", lambda *_: pytest.fail("work before the refusal"))
+    monkeypatch.setattr(dermstack.audit.run, "_start_rows_and_runs", lambda *_: pytest.fail("work before the refusal"))
     with pytest.raises(ConfigError, match=r"--shuffles .* `frozen: true`"):
         run_audit(experiment, QUIET, shuffles=5)
     assert read_findings(experiment) is None, "nothing is half-written"

@@ -316,10 +316,14 @@ def test_doubts_of_models_are_no_agreement_between_raters() -> None:
 
 
 def test_what_cannot_be_bundled_is_not_said_to_be() -> None:
-    table_alone = made_evidence(runs=made_evidence().runs[1:])
-    assert "no image model" in told(table_alone, "specification")
-    with_net = made_evidence(runs=[Model("net", "image", 1, {})])
-    assert "`dermstack bundle` writes" in told(with_net, "specification")
+    imported = made_evidence(runs=[Model("net", "imported", 1, {})])
+    assert "are not here" in told(imported, "specification")
+    table_alone, with_net = (
+        made_evidence(runs=made_evidence().runs[1:]),
+        made_evidence(runs=[Model("net", "image", 1, {})]),
+    )
+    for bundled in (table_alone, with_net):
+        assert "`dermstack bundle` writes" in told(bundled, "specification")
 
 
 def test_sections_have_the_titles_of_the_page() -> None:

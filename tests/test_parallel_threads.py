@@ -15,6 +15,7 @@ import image_models.fit
 import stack.blend.logistic
 import stack.features
 import stack.level2
+import stack.level2_matrices
 import stack.submission
 from dermstack.serve.bundle import read_bundle
 from dermstack.serve.new_rows import read_new_rows
@@ -40,7 +41,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
         monkeypatch.setattr(module, name, watched)
 
     watch(stack.level2, "read_embeddings")
-    watch(stack.level2, "fold_matrix")
+    watch(stack.level2_matrices, "fold_matrix")
     watch(stack.blend.logistic, "minimize")
     watch(stack.submission, "calibrate_nested")
     watch(image_models.fit, "fit_head")

@@ -22,6 +22,7 @@ from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
 from stack.metrics.own_metric import own_label
+from stack.metrics.scores import objective_label
 from stack.metrics.subgroups import SKIN_TONE
 from stack.source_estimates import estimate_table, stored_leave_source_out
 from stack.store import Run, atomic
@@ -112,7 +113,7 @@ def _sources(experiment: Experiment, blend: Run) -> list[dict[str, str]]:
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
     if found is None:
         return []
-    table = estimate_table(found).rename(columns={found.objective: "pooled"})
+    table = estimate_table(found).rename(columns={objective_label(found.objective): "pooled"})
     return [{str(key): str(value) for key, value in row.items()} for row in table.to_dict("records")]
 
 

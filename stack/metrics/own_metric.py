@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from dermstack.errors import ConfigError
 from dermstack.user_code import USER_ERRORS, import_user_module
+
+if TYPE_CHECKING:  # numpy is imported where a metric is called: a `stack` with nothing to do only asks for its name
+    from numpy.typing import ArrayLike, NDArray
 
 _GIVEN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NAMED = re.compile(_GIVEN.pattern + r"#[0-9a-f]{12}")
@@ -153,6 +153,8 @@ def _called(
     s: ArrayLike,
     groups: ArrayLike | None = None,
 ) -> float:
+    import numpy as np
+
     given: list[NDArray[Any]] = [np.array(positive, np.int8), np.array(s, np.float64)]  # copies: it may change them
     if takes_groups:
         given.append(np.array(groups))
@@ -173,6 +175,8 @@ def _called(
 
 def _try(value_of: Callable[..., float], name: str) -> None:
     """Raises ConfigError where the metric is nonsense on generated rows."""
+    import numpy as np
+
     rng = np.random.default_rng(0)
     y = rng.permutation(np.repeat([1, 0], [_PROBE_POSITIVES, _PROBE_ROWS - _PROBE_POSITIVES]))
     groups = np.arange(_PROBE_ROWS) // 3
