@@ -137,8 +137,9 @@ def listed_copies(
     """
     if listed is None or external.empty:
         return pd.DataFrame(columns=["id", "source", "reason"], dtype="str")
-    ids = pd.concat([primary.train["id"], primary.test["id"]])
-    return duplicates_of_primary(external, listed[listed.isin(set(ids)).any(axis=1)], on_collision)
+    ids = pd.concat([primary.train["id"], primary.test["id"]], ignore_index=True)
+    known = contained(listed["id_1"], ids) | contained(listed["id_2"], ids)
+    return duplicates_of_primary(external, listed[known], on_collision)
 
 
 def duplicates_of_primary(
@@ -153,7 +154,8 @@ def duplicates_of_primary(
     source = external.set_index("id")["source"]
     sides = [pairs[["id_1", "id_2"]], pairs[["id_2", "id_1"]]]
     both = pd.concat([side.set_axis(["id", "of"], axis=1) for side in sides], ignore_index=True)
-    copies = both[both["id"].isin(source.index) & ~both["of"].isin(source.index)].drop_duplicates("id")
+    is_external = [contained(both[side], external["id"]) for side in ("id", "of")]
+    copies = both[is_external[0] & ~is_external[1]].drop_duplicates("id")
     copies = copies.assign(source=copies["id"].map(source)).sort_values("id", ignore_index=True)
     for table, rows in copies.groupby("source"):
         if on_collision[str(table)] == "refuse":

@@ -246,7 +246,8 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out,
             pairs, unmerged = without_chains(pairs, experiment.as_read.train)
             if len(unmerged) and data.on_chain == "refuse" and ask:
                 raise DataError(_question(unmerged, experiment))
-    labelled = pairs[~pairs[["id_1", "id_2"]].isin(set(experiment.unlabelled_as_read["id"])).any(axis=1)]
+    no_target = experiment.unlabelled_as_read["id"]
+    labelled = pairs[~(contained(pairs["id_1"], no_target) | contained(pairs["id_2"], no_target))]
     copies = duplicates_of_primary(
         experiment.external_as_read, labelled, {table.name: table.on_collision for table in data.external}
     )

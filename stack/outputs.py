@@ -25,6 +25,7 @@ def check_output(
     any work, so that nothing is computed for a name that cannot be written.
     """
     words = f"{option} {path}"
+    _check_name(path, option)
     if path.is_dir():
         raise ConfigError(f"{words} is a folder: name a file, such as {path / 'predictions.csv'}")
     if path.exists() and not path.is_file() and not is_stream(path):
@@ -39,6 +40,7 @@ def check_output(
 
 def check_output_folder(folder: Path, option: str, *, closed: Iterable[Path | None] = ()) -> None:
     """Raises ConfigError where ``folder`` is a file, lies below one or in one of ``closed``, or cannot be made."""
+    _check_name(folder, option)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{option} {folder} is a file: name a folder")
     _check_outside(folder, f"{option} {folder}", closed)
@@ -72,6 +74,16 @@ def output_file(path: Path) -> Iterator[Path]:
                 shutil.copyfileobj(made, stream)
         except OSError as error:
             raise error_with_path(error, path) from error
+
+
+def _check_name(path: Path, option: str) -> None:
+    """Raises ConfigError for a name that is not UTF-8, which libraries that write files beside it refuse in the end."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{option} {os.fspath(path)!a}: the name holds bytes that are not UTF-8: choose another name"
+        ) from error
 
 
 def _check_outside(path: Path, words: str, closed: Iterable[Path | None]) -> None:

@@ -84,6 +84,15 @@ def test_stdout_gets_the_bytes_and_keeps_what_was_printed(tmp_path: Path, to_fil
     assert printed == "before\nrows\n"
 
 
+def test_a_name_that_is_not_utf_8_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Parquet files beside the output could not be written there, which was found when all rows had been predicted."""
+    name = tmp_path / os.fsdecode(b"out\xff.csv")
+    for check in (check_output, check_output_folder):
+        with pytest.raises(ConfigError, match=r"--out '.*udcff\.csv': the name holds bytes that are not UTF-8"):
+            check(name, "--out")
+    check_output(tmp_path / "größe.csv", "--out")
+
+
 def test_what_cannot_be_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("file")

@@ -295,3 +295,24 @@ def test_a_manifest_that_lies_about_its_recalibration_is_refused(folder: Path, t
         broken: Bundle = write_manifest(tmp_path / "new", content)
         with pytest.raises(BundleError, match="names a recalibration"):
             read_fitted(broken)
+
+
+@pytest.mark.slow
+def test_a_parent_whose_calibration_is_none_is_refused_in_one_message(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prevalence needs no image, so nothing else of the parent is read before its calibration."""
+    parent = tmp_path / "parent"
+    shutil.copytree(folder / "bundle", parent)
+    content = {key: value for key, value in read_bundle(parent).manifest.items() if key not in ("files", "format")}
+    command = ["recalibrate", "--bundle", str(parent), "--prevalence", "0.02", "--out", str(tmp_path / "new"), "-q"]
+    place = parent / "blend" / "calibration.json"
+    for text in ("{}", "true", "[]", '"x"', '{"kind": "platt"}', '{"kind": {}}', '{"kind": "platt", "slope": null}'):
+        place.write_text(text)
+        write_manifest(parent, content)
+        assert "blend/calibration.json cannot be read" in command_error(capsys, *command)
+    shutil.copy(folder / "bundle" / "blend" / "calibration.json", place)
+    (parent / "model_card.md").write_bytes(b"card \xff")
+    write_manifest(parent, content)
+    assert run_cli(*command) == 0
+    assert read_bundle(tmp_path / "new").manifest["recalibration"]["prevalence"] == 0.02

@@ -184,7 +184,7 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         blender = blender_from_state(settings, bundle.arrays("blend"))
         every = [*names, *bags]
         blended = tuple(every.index(name) for name in settings.get("runs", every))  # ValueError for an unknown name
-        calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
+        calibrator = read_calibrator(bundle)
         threads = int(manifest["threads"])
         local = local_map(bundle, calibrator)
         fitted = FittedEnsemble(
@@ -199,6 +199,18 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
             f"{bundle.place}: level 2 or the blend cannot be read ({short_text(error)}): bundle again"
         ) from error
     return fitted
+
+
+def read_calibrator(bundle: Bundle) -> Calibrator:
+    """Reads what turns a score into a risk. Raises BundleError if it cannot be read."""
+    try:
+        return calibrator_from_state(bundle.json("blend/calibration.json"))
+    except BundleError:
+        raise
+    except CONTENT_ERRORS as error:
+        raise BundleError(
+            f"{bundle.place}: blend/calibration.json cannot be read ({short_text(error)}): bundle again"
+        ) from error
 
 
 def _scales(entry: Mapping[str, Mapping[str, Any]]) -> Scales:

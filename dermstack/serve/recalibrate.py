@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from dermstack.errors import BundleError, ConfigError, DataError
 from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
+from dermstack.serve.ensemble import read_calibrator
 from dermstack.serve.evaluate import rows_and_targets, targets_of
 from dermstack.serve.expectations import PROMISE_FILE, lacking_columns, read_promise, write_promise
 from dermstack.serve.local_map import PREVALENCE, labels_fingerprint, local_note
@@ -27,7 +28,7 @@ from dermstack.serve.new_rows import NewRows, table_notes
 from dermstack.serve.predict import PredictOptions, predict_with_dropped
 from dermstack.serve.units import rows_to_predict
 from dermstack.serve.write_bundle import staging_folder
-from stack.blend.calibration import Platt, Rescaled, calibrator_from_state, calibrator_state, rescaled
+from stack.blend.calibration import Platt, Rescaled, calibrator_state, rescaled
 from stack.console import Out
 from stack.metrics.calibration import recalibration
 from stack.metrics.closed_test import NONE, ClosedTest, closed_test
@@ -308,7 +309,7 @@ def write_recalibrated(bundle: Bundle, found: Recalibrated, target: Path) -> Bun
     entry = found.entry
     assert entry is not None, "nothing is written where nothing is changed"
     check_parent(bundle, target)
-    single = calibrator_from_state(bundle.json("blend/calibration.json"))
+    single = read_calibrator(bundle)
     moved = rescaled(single, entry["slope"], entry["intercept"])
     local = Rescaled(moved.of, entry["slope"], entry["intercept"])
     with staging_folder(target) as staging:
@@ -328,7 +329,7 @@ def write_recalibrated(bundle: Bundle, found: Recalibrated, target: Path) -> Bun
         (folder / RECORD_FILE).write_text(json.dumps(jsonable(record), indent=1), encoding="utf-8")
         made = write_manifest(folder, _content(bundle) | {"recalibration": entry})
         if CARD in bundle:
-            text = (folder / CARD).read_text(encoding="utf-8").rstrip()
+            text = (folder / CARD).read_bytes().decode("utf-8", "replace").rstrip()  # the parent may be anyone's
             note = (
                 f"{text}\n\n## Recalibrated\n\nThis bundle's {local_note(made)}. The numbers above are the parent's.\n"
             )
