@@ -200,6 +200,28 @@ def test_a_task_that_was_started_raises_its_own_error_when_it_is_asked_for(tmp_p
         started.finish(lambda done: None)
 
 
+NOT_ASKED_FOR = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from stack.config import config_of
+from stack.parallel import start_together
+
+folder = Path(sys.argv[1])
+config = config_of({**MINIMAL, "n_jobs": 2})
+pending = start_together([partial(Path.touch, folder / name) for name in "ab"], config, list)
+while len(list(folder.iterdir())) < 2:
+    time.sleep(0.1)
+time.sleep(1)  # until the results have come
+"""
+
+
+def test_results_that_nobody_asks_for_are_no_message(tmp_path: Path) -> None:
+    program = NOT_ASKED_FOR.replace("MINIMAL", repr(MINIMAL))
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_workers_that_were_started_early_end_with_the_command_and_say_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"{yaml.safe_dump({**MINIMAL, 'n_jobs': 2})}", encoding="utf-8")

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -248,9 +247,10 @@ def stack(
         show_headline(out, done.name, done.blend)
         show_files(out, done.folder, done.report)
         return
-    from dermstack.workers import start_workers
+    from dermstack.workers import early_workers
 
-    with closing(start_workers(settings.n_jobs)):
+    own_metric = ":" in settings.objective  # which is imported again, and workers that may have an older one are ended
+    with early_workers(1 if own_metric else settings.n_jobs):
         from dermstack.pipeline import StackSteps, run_stack
 
         steps = StackSteps(
