@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import SCHEMES, WIDTHS, accessibility_violations, opened_page, wide_tables
+from PIL import Image
 from test_explorer_browser import assert_shows
 from test_report import make_data
 from test_report_sections import make_full_data
@@ -103,6 +105,29 @@ def test_on_a_wider_window_a_shadow_shows_where_a_table_goes_on(width: int, repo
             "[...document.querySelectorAll('.scroll')].map(frame => getComputedStyle(frame).backgroundAttachment)"
         )
         assert set(grounds) == {"local, local, scroll, scroll, scroll"}  # covers that move, shadows that stay
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_shadow_is_seen_on_the_card_in_light_and_in_dark(scheme: str, report: Path, browser: Browser) -> None:
+    with opened_page(browser, report, scheme=scheme, bypass_csp=True) as seen:
+        colours = seen.page.evaluate(
+            """['var(--card)', 'linear-gradient(var(--shadow), var(--shadow)), var(--card)'].map((ground, place) => {
+                const patch = document.body.appendChild(document.createElement('p'));
+                patch.id = `patch-${place}`;
+                patch.style = `position: fixed; top: 0; left: ${20 * place}px; padding: 5px; background: ${ground}`;
+                return patch.id;
+            })"""
+        )
+        shades = [Image.open(io.BytesIO(seen.page.locator(f"#{name}").screenshot())) for name in colours]
+        card, shadow = (luminance(shade.convert("RGB").getpixel((4, 4))) for shade in shades)
+        assert (max(card, shadow) + 0.05) / (min(card, shadow) + 0.05) > 1.8, "the contrast of WCAG"
+
+
+def luminance(colour: tuple[int, int, int]) -> float:
+    """The relative luminance of WCAG 2."""
+    parts = [part / 255 for part in colour]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_the_name_of_a_row_stays_in_view_while_its_table_is_swiped(report: Path, browser: Browser) -> None:

@@ -143,6 +143,7 @@ def test_the_words_follow_from_the_joint_test(rng: np.random.Generator) -> None:
     assert other.verdict == DIFFERS
     assert other.summary.startswith("differs from the training estimate beyond noise in ")
     assert any("specificity" in name for name in other.apart)
+    assert "calibration in the large (lower)" in other.apart, other.apart  # not "beyond noise in in the large"
     page = re.sub(r"\s+", " ", evaluation_html(other, y, p, created=""))
     assert "Agrees with" not in page
     assert "Differs from the training estimate beyond noise in" in page

@@ -116,7 +116,8 @@ class Validation:
     def apart(self) -> list[str]:
         """Names the metrics that differ from the expectation beyond noise; empty exactly where none does."""
         found = [entry for entry in self.comparisons if entry.quantity != "prevalence"]
-        named = [(entry.quantity.replace("_", " "), entry.verdict) for entry in found]
+        names = {"in_the_large": "calibration in the large"}
+        named = [(names.get(entry.quantity, entry.quantity.replace("_", " ")), entry.verdict) for entry in found]
         for of in self.points:
             aim = f"{of.promised.aim} {of.promised.level:.0%}"
             named += [
