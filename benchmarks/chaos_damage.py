@@ -74,15 +74,22 @@ class _Worlds(dict[str, PipelineFolder]):
             self[state] = interrupted(baseline, state, "runs/*/models/tiny/fold_1/seed_0/state.pt")
         elif state == "predicting":
             self[state] = interrupted(baseline, state, f"{_PARTS}/pixels/32/index.parquet", command=-1)
-        else:  # refused after the last part, because the sample has other rows
+        else:  # every part is predicted, but the csv is not yet written
             world = self[state] = baseline.finished.copy(baseline.folder / state)
-            sample = baseline.folder / "data" / "train.csv"
-            run(
-                [*world.commands()[-1], "--submission", str(world.folder / "s.csv"), "--sample", str(sample)],
-                baseline.log,
-            )
+            _predict_parts(world)
             (world.folder / "predictions.csv").unlink()
         return self[state]
+
+
+def _predict_parts(world: PipelineFolder) -> None:
+    """Predicts the parts of the last command, which takes them over when it runs."""
+    from dermstack.serve.bundle import read_bundle
+    from dermstack.serve.new_rows import PREDICT_NAMES, read_new_rows
+    from dermstack.serve.predict import predict_rows
+
+    bundle, data = read_bundle(world.folder / "bundle.zip"), world.folder.parent / "data"
+    rows = read_new_rows(bundle, data / "images", data / "test.csv", files=PREDICT_NAMES)
+    predict_rows(bundle, rows, world.folder / _PARTS)
 
 
 def damage_studies(baseline: Baseline, rng: np.random.Generator, tally: Tally) -> None:
