@@ -192,7 +192,15 @@ def frozen_embedding(experiment: Experiment, run: Run) -> Embedding:
     oof, test = run.frame("oof"), run.frame("test")
     train = _embedding_rows(run, oof, experiment.table.train["id"], "oof")
     once = _test_embedding_rows(run, test[test["fold"] == 0], experiment.table.test["id"])
-    return Embedding(run.array("oof_z")[train], (run.array("test_z")[once],), None)
+    return Embedding(_rows_of(run.array("oof_z"), train), (_rows_of(run.array("test_z"), once),), None)
+
+
+def _rows_of(mapped: NDArray[np.float16], rows: NDArray[np.intp]) -> NDArray[np.float16]:
+    """Returns these rows of a file that is mapped into memory; the file itself where they are all of it, in order.
+
+    A worker process maps it then too, instead of getting a copy of up to gigabytes.
+    """
+    return mapped if np.array_equal(rows, np.arange(len(mapped))) else mapped[rows]
 
 
 # Alignments of this process, by the anchors that they were fitted to: the stackers, the probes and the importances of

@@ -162,6 +162,17 @@ def test_what_a_fold_needs_for_new_images_is_kept(experiment: Experiment) -> Non
     np.testing.assert_allclose(made[:, :4], matrix.held[[f"still_z{i}" for i in range(4)]], atol=1e-4)
 
 
+def test_embeddings_in_the_order_of_the_table_are_not_copied(experiment: Experiment) -> None:
+    runs = [run for run in level1_runs(experiment) if run.meta["kind"] == "frozen"]
+    train = experiment.table.train
+    turned = replace(experiment, table=Table(train.iloc[::-1], experiment.table.test.iloc[::-1]))
+    for name, as_filed in read_embeddings(experiment, runs).items():
+        assert all(isinstance(z, np.memmap) for z in (as_filed.oof, as_filed.test[0])), "worker processes map the file"
+        other = read_embeddings(turned, runs)[name]
+        np.testing.assert_array_equal(other.oof, as_filed.oof[::-1])
+        np.testing.assert_array_equal(other.test[0], as_filed.test[0][::-1])
+
+
 def test_frozen_test_rows_are_joined_by_id(experiment: Experiment) -> None:
     runs = level1_runs(experiment)
     still = next(run for run in runs if run.name == "still")
