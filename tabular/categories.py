@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from dermstack.errors import TabularError
+from tabular.encode import check_words
 
 
 class CategoryCodes(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
@@ -74,10 +75,12 @@ class CategoryCodes(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
         try:
             state = json.loads(text)
             words = {str(column): [str(word) for word in listed] for column, listed in state["words"].items()}
+            for listed in words.values():
+                check_words(listed)
             others = [str(column) for column in state.get("others", ())]
             if not set(others) <= set(words):
                 raise KeyError(f"others {others}")
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TabularError(
                 f"not codes of categories: {text[:60]!r} ({error}): train the model again, which writes them"
             ) from error

@@ -16,6 +16,13 @@ from dermstack.errors import TabularError
 from tabular.group_features import ROLES
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Raises ValueError for words of a stored encoder in which pandas could not look up a row's: doubled, no Unicode."""
+    "".join(words).encode()  # a half of a surrogate pair is a UnicodeEncodeError, which is a ValueError
+    if len(set(words)) < len(words):
+        raise ValueError("a category stands twice")
+
+
 class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
     """Encoder that keeps numeric columns, makes categories one-hot and adds a missing indicator to each column.
 
@@ -111,6 +118,8 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
             categories = {str(column): [str(v) for v in values] for column, values in state["categories"].items()}
             rare = {str(column): [str(v) for v in values] for column, values in state.get("rare", {}).items()}
             indicated = {str(column) for column in state.get("indicated", [*numeric, *categories])}
+            for column, words in categories.items():
+                check_words([*words, *rare.get(column, ())])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TabularError(
                 f"not a metadata encoder: {text[:60]!r} ({error}): train the model again, which writes it"

@@ -114,7 +114,7 @@ def test_stored_codes_are_the_same_and_every_word_has_its_own(
     "text",
     [
         "", "[]", "{}", '{"words": 3}', '{"words": {"a": 3}}', '{"words": {"a": []}, "others": ["b"]}',
-        '{"words": {}, "others": 3}',
+        '{"words": {}, "others": 3}', '{"words": {"a": ["x", "x"]}}', '{"words": {"a": ["\\ud800"]}}',
     ],
 )  # fmt: skip
 def test_what_is_no_stored_codes_says_so(text: str) -> None:

@@ -125,7 +125,15 @@ def test_errors_name_the_column_and_the_value(train):
         MetadataEncoder().transform(train)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"numeric": ["age"], "categories": []}', "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"numeric": ["age"], "categories": []}', "null",
+        '{"numeric": [], "categories": {"sex": ["male", "male"]}}', '{"numeric": [], "categories": {"sex": [0, "0"]}}',
+        '{"numeric": [], "categories": {"sex": ["male"]}, "rare": {"sex": ["male"]}}',
+        '{"numeric": [], "categories": {"sex": ["\\ud800"]}}',
+    ],
+)  # fmt: skip
 def test_json_of_something_else_is_refused(text):
     with pytest.raises(TabularError, match="not a metadata encoder"):
         MetadataEncoder.from_json(text)
