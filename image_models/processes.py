@@ -64,9 +64,14 @@ def exit_with_parent(task: Callable[Params, Result]) -> Callable[Params, Result]
 
 
 def end_workers() -> None:
-    """Kills the worker processes of this process, which would otherwise wait for their tasks before it ends."""
-    from joblib.externals.loky import get_reusable_executor
+    """Kills the worker processes of this process, if there are any; left to themselves, they end their tasks first.
 
+    Idle ones with many libraries loaded would take a second or two to end.
+    """
+    from joblib.externals.loky import get_reusable_executor, reusable_executor
+
+    if getattr(reusable_executor, "_executor", None) is None:
+        return
     executor = get_reusable_executor(reuse=True)
     getattr(executor, "terminate", executor.shutdown)(
         kill_workers=True

@@ -272,6 +272,7 @@ def run_cli(*arguments: str) -> int:
     with (
         patch("sys.argv", ["dermstack", *arguments]),
         patch("typer.main.get_command", _commands),
+        patch("dermstack.cli.main._end_workers"),  # the next command uses them
         patch("dermstack.audit.drift._fit_classifier", _drift_classifier()),
     ):
         try:

@@ -90,6 +90,37 @@ def test_ctrl_c_in_a_terminal_reaches_the_main_process_alone_and_ends_all(tmp_pa
     assert all_ended(workers)
 
 
+COMMAND = """
+import atexit, os, sys
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+import dermstack.cli.main as cli
+from image_models.processes import run_parallel
+
+def work(folder):
+    (Path(folder) / f"{os.getpid()}.worker").touch()
+    atexit.register((Path(folder) / "left to itself").touch)
+
+def command():
+    list(run_parallel([partial(work, sys.argv[1])] * 4, 2))
+    sys.exit(0)
+
+with patch.object(cli, "app", command):
+    cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_command_that_is_done_does_not_wait_until_its_workers_have_ended_by_themselves(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", COMMAND, str(tmp_path)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    workers = [int(path.stem) for path in tmp_path.glob("*.worker")]
+    assert workers
+    assert not any(map(lives, workers))
+    assert not (tmp_path / "left to itself").exists()
+
+
 class Failing(CachedImages):
     """Its second batch meets a damaged picture, or the end of its process."""
 

@@ -136,9 +136,7 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
     except SystemExit as ended:
         if ended.code != INTERRUPTED:
             raise
-        from image_models.processes import end_workers
-
-        end_workers()  # typer turned a KeyboardInterrupt into this exit
+        _end_workers()  # typer turned a KeyboardInterrupt into this exit
         typer.echo(f"{'terminated' if terminated.is_set() else 'interrupted'}: {RESUME_ADVICE}", err=True)
         sys.exit(TERMINATED if terminated.is_set() else INTERRUPTED)
 
@@ -410,3 +408,11 @@ def main() -> None:
     finally:
         # Only idle workers are left to end; Ctrl-C would show a library's traceback after a finished command.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _end_workers()
+
+
+def _end_workers() -> None:
+    if "joblib" in sys.modules:  # else there is none, and its import would take longer than most commands
+        from image_models.processes import end_workers
+
+        end_workers()
