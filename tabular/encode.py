@@ -17,7 +17,7 @@ from tabular.group_features import ROLES
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raises ValueError for words of a stored encoder in which pandas could not look up a row's: doubled, no Unicode."""
+    """Raises ValueError for words of a stored encoder in which no row's can be looked up: doubled, or no Unicode."""
     "".join(words).encode()  # a half of a surrogate pair is a UnicodeEncodeError, which is a ValueError
     if len(set(words)) < len(words):
         raise ValueError("a category stands twice")
