@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -33,19 +35,37 @@ def test_rows_and_runs_are_looked_at_again_where_they_may_differ(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, looked = experiment.finished(level=1), []
-    real = dermstack.audit.run._start_rows_and_runs
+    real = dermstack.audit.run._start_parts
     monkeypatch.setattr(
-        dermstack.audit.run, "_start_rows_and_runs", lambda *given: looked.append(len(given[1])) or real(*given)
+        dermstack.audit.run, "_start_parts", lambda *given: looked.append((len(given[1]), *given[2])) or real(*given)
     )
     first = audit_for_stack(experiment, runs, QUIET)
     assert audit_for_stack(experiment, runs, QUIET) == first == read_findings(experiment)
-    assert looked == [1], "nothing has changed"
-    audit_for_stack(experiment, [], QUIET)
-    assert looked == [1, 0], "another set of runs"
+    assert looked == [(1, "rows", "runs")], "nothing has changed"
+    without = audit_for_stack(experiment, [], QUIET)
+    assert looked[1:] == [(0, "runs")], "another set of runs"
     train = experiment.config.data.train
     train.write_text(train.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert audit_for_stack(experiment, [], QUIET) == without, "those of the rows were kept"
+    assert looked[2:] == [(0, "rows", "runs")], "another file, whose other columns may be proxies"
+
+
+def test_rows_are_looked_at_again_where_models_use_other_columns(experiment: Experiment) -> None:
     audit_for_stack(experiment, [], QUIET)
-    assert looked == [1, 0, 0], "another file, whose other columns may be proxies"
+    assert any("columns that models use" in finding.what for finding in audit_for_stack(experiment, [], QUIET))
+    settings = dict.fromkeys(("metadata", "cohort", "aggregates"), False)
+    features = experiment.config.features.model_copy(update=settings)
+    fewer = replace(experiment, config=experiment.config.model_copy(update={"features": features}))
+    assert not any("columns that models use" in finding.what for finding in audit_for_stack(fewer, [], QUIET))
+
+
+def test_findings_of_an_earlier_version_on_rows_and_runs_are_not_shown_twice(experiment: Experiment) -> None:
+    first = audit_for_stack(experiment, [], QUIET)
+    path = experiment.folder / "audit.json"
+    parts = json.loads(path.read_text(encoding="utf-8"))
+    before = {"inputs": "before", "findings": parts["rows"]["findings"] + parts["runs"]["findings"]}
+    path.write_text(json.dumps({"rows and runs": before}), encoding="utf-8")
+    assert audit_for_stack(experiment, [], QUIET) == first
 
 
 def test_what_is_to_be_done_meanwhile_is_done_once_where_there_is_something_to_audit(experiment: Experiment) -> None:
@@ -74,7 +94,7 @@ def test_a_run_made_for_other_rows_is_named_and_the_rest_is_looked_at(experiment
 def test_shuffles_need_a_frozen_model_and_say_so_before_anything_is_looked_at(
     experiment: Experiment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dermstack.audit.run, "_start_rows_and_runs", lambda *_: pytest.fail("work before the refusal"))
+    monkeypatch.setattr(dermstack.audit.run, "_start_parts", lambda *_: pytest.fail("work before the refusal"))
     with pytest.raises(ConfigError, match=r"--shuffles .* `frozen: true`"):
         run_audit(experiment, QUIET, shuffles=5)
     assert read_findings(experiment) is None, "nothing is half-written"

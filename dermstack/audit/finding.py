@@ -84,6 +84,7 @@ def _read(experiment: Experiment) -> dict[str, Any]:
         return {}
     try:
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known.pop("rows and runs", None)  # of earlier versions, which had one part for both
         _all_findings(known)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}): remove it and run `dermstack audit` again") from error

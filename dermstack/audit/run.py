@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +20,7 @@ from dermstack.audit.sources import PART, inputs_of, source_findings
 from dermstack.errors import ConfigError
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.features import metadata_of_models
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
 from stack.parallel import Pending, start_together
 from stack.plausibility import is_fresh
@@ -27,9 +28,9 @@ from stack.source_estimates import LeaveSourceOut
 from stack.store import Run, atomic, fingerprint, sha256
 from stack.unlabelled_labels import rows_input
 
-ROWS_AND_RUNS = "rows and runs"
+ROWS, RUNS = "rows", "runs"  # parts of the audit; that of the rows stays as it is where only runs change
 SECOND_LOOK = "second_look.csv"
-_VERSION = 5  # part of the inputs' fingerprint: raise it so that stored findings are made again
+_VERSION = 6  # part of the inputs' fingerprint: raise it so that stored findings are made again
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,16 @@ def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffl
     pairs, sizes = pair_kinds(experiment.curation.pairs, experiment.table), None
     if pictures and experiment.config.data.images is not None:
         experiment, pairs, sizes, found = _audit_pictures(experiment, out)
-        parts["pictures"] = (_inputs_fingerprint(experiment, ()), found)
+        parts["pictures"] = (_inputs_fingerprint(experiment), found)
         with atomic(experiment.folder / "audit_pairs.csv") as temporary:
             pairs.to_csv(temporary, index=False)
     runs = experiment.finished(level=1)
     out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-    found = _start_rows_and_runs(experiment, runs, sizes).shown("audit", out, unit="parts")
-    parts[ROWS_AND_RUNS] = (_inputs_fingerprint(experiment, runs), found)
+    inputs = _inputs_of_parts(experiment, runs)
+    parts |= _start_parts(experiment, runs, inputs, sizes).shown("audit", out, unit="parts")
     if shuffles:
         parts["shuffles"] = (
-            _inputs_fingerprint(experiment, runs),
+            inputs[RUNS],
             _audit_shuffled_targets(experiment, runs, out, shuffles),
         )
     return AuditResult(experiment, pairs, write_part_findings(experiment, parts))
@@ -77,16 +78,19 @@ def audit_for_stack(
 ) -> list[Finding]:
     """Audits the rows and ``runs`` before level 2 is built on them, without images and shuffles.
 
-    Does nothing if its inputs have not changed since the last time. Stored findings on images and shuffles stay
-    unchanged. Returns the findings of all parts. ``meanwhile`` is called while worker processes audit.
+    Does nothing if its inputs have not changed since the last time, and audits only the runs if the rows have not.
+    Stored findings on images and shuffles stay unchanged. Returns the findings of all parts. ``meanwhile`` is called
+    while worker processes audit.
     """
-    inputs = _inputs_fingerprint(experiment, runs)
-    if read_part_findings(experiment, ROWS_AND_RUNS, inputs) is not None:
+    inputs = _inputs_of_parts(experiment, runs)
+    stale = {part: of_part for part, of_part in inputs.items() if read_part_findings(experiment, part, of_part) is None}
+    if not stale:
         return read_findings(experiment) or []
-    out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-    started = _start_rows_and_runs(experiment, runs)
+    rows = f"{len(experiment.table.train):,} rows" + ("" if ROWS in stale else " as before")
+    out.say(f"audit: {rows}, {len(runs)} level-1 runs …")
+    started = _start_parts(experiment, runs, stale)
     meanwhile()
-    return write_part_findings(experiment, {ROWS_AND_RUNS: (inputs, started.shown("audit", out, unit="parts"))})
+    return write_part_findings(experiment, started.shown("audit", out, unit="parts"))
 
 
 def audit_sources(experiment: Experiment, found: LeaveSourceOut | None, findings: list[Finding]) -> list[Finding]:
@@ -99,33 +103,38 @@ def audit_sources(experiment: Experiment, found: LeaveSourceOut | None, findings
     return write_part_findings(experiment, {PART: (inputs_of(experiment, found), source_findings(found))})
 
 
-def _start_rows_and_runs(
-    experiment: Experiment, runs: Sequence[Run], sizes: pd.DataFrame | None = None
-) -> Pending[list[Finding]]:
-    """Starts to look for the findings on rows and runs, and to write second_look.csv.
+def _start_parts(
+    experiment: Experiment, runs: Sequence[Run], inputs: Mapping[str, str], sizes: pd.DataFrame | None = None
+) -> Pending[dict[str, tuple[str, list[Finding]]]]:
+    """Starts to look for the findings of those parts of the audit, rows and runs, of which ``inputs`` has the inputs.
 
-    ``sizes`` of the image files are given if they were just read; else those of the csv or an earlier `oof` are used.
+    Returns each with them. The part of the runs writes second_look.csv. ``sizes`` of the image files are given if they
+    were just read; else those of the csv or an earlier `oof` are used.
     """
     fresh = [run for run in runs if is_fresh(experiment, run)]
     level2 = [run for run in experiment.finished(level=2) if is_fresh(experiment, run)]
-    parts: list[partial[list[Finding]]] = [
-        partial(row_findings, experiment),
-        partial(proxy_findings, experiment),
-        partial(unlabelled_findings, experiment),
-        partial(drift_findings, experiment),
-        partial(acquisition_findings, experiment, sizes, level2 or fresh),
-        partial(run_findings, experiment, runs),
-        partial(pseudo_label_findings, experiment, runs),
-        partial(_audit_labels, experiment, fresh),
+    tasks: list[tuple[str, partial[list[Finding]]]] = [
+        (ROWS, partial(row_findings, experiment)),
+        (ROWS, partial(proxy_findings, experiment)),
+        (ROWS, partial(unlabelled_findings, experiment)),
+        (ROWS, partial(drift_findings, experiment)),
+        (RUNS, partial(acquisition_findings, experiment, sizes, level2 or fresh)),
+        (RUNS, partial(run_findings, experiment, runs)),
+        (RUNS, partial(pseudo_label_findings, experiment, runs)),
+        (RUNS, partial(_audit_labels, experiment, fresh)),
     ]
-    order = sorted(range(len(parts)), key=lambda place: parts[place].func not in (drift_findings, _audit_labels))
-    tasks = [parts[place] for place in order]  # the longest first, so that no process waits for one that began last
+    tasks = [(part, task) for part, task in tasks if part in inputs]
+    longest = {drift_findings, _audit_labels}  # begin, so that no process waits for one that began last
+    order = sorted(range(len(tasks)), key=lambda place: tasks[place][1].func not in longest)
 
-    def in_order(made: list[list[Finding]]) -> list[Finding]:
+    def in_order(made: list[list[Finding]]) -> dict[str, tuple[str, list[Finding]]]:
         found = dict(zip(order, made, strict=True))
-        return [finding for place in range(len(parts)) for finding in found[place]]
+        return {
+            part: (of_part, [finding for place, (of, _) in enumerate(tasks) if of == part for finding in found[place]])
+            for part, of_part in inputs.items()
+        }
 
-    return start_together(tasks, experiment.config, in_order)
+    return start_together([tasks[place][1] for place in order], experiment.config, in_order)
 
 
 def _audit_labels(experiment: Experiment, fresh: list[Run]) -> list[Finding]:
@@ -177,17 +186,22 @@ def _frozen(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.meta["kind"] == "frozen"]
 
 
-def _inputs_fingerprint(experiment: Experiment, runs: Sequence[Run]) -> str:
-    """Returns a fingerprint of everything that the findings on rows and runs depend on."""
+def _inputs_of_parts(experiment: Experiment, runs: Sequence[Run]) -> dict[str, str]:
+    """Returns a fingerprint of everything that the findings of each part, rows and runs, depend on."""
+    rows = _inputs_fingerprint(experiment)
+    return {ROWS: rows, RUNS: fingerprint({"rows": rows, "runs": {run.name: run.meta["files"] for run in runs}})}
+
+
+def _inputs_fingerprint(experiment: Experiment) -> str:
+    """Returns a fingerprint of everything that the findings on rows depend on."""
     data = experiment.config.data
     files = {path.name: sha256(path) for path in (data.train, data.test, data.duplicates) if path is not None}
-    features = experiment.config.all_features.inputs()
     return fingerprint({
         "version": _VERSION,
         "rows": [experiment.rows_fingerprint, experiment.metadata_fingerprint],
         **({"unlabelled": [rows_input(experiment, []), data.find_duplicates]} if len(experiment.unlabelled) else {}),
         "files": files,
-        "features": features,
+        "features": experiment.config.all_features.inputs(),
+        "columns of models": sorted(metadata_of_models(experiment.config, experiment.table.columns)),
         "acquisition": (experiment.folder / ACQUISITION_FILE).is_file(),
-        "runs": {run.name: run.meta["files"] for run in runs},
     })  # fmt: skip
