@@ -53,7 +53,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     the blend is complete, so that the same command goes on after it was stopped.
     """
     folder = experiment.folder / "blend"
-    check_blended_runs(experiment.config, runs)
+    check_blended_runs(experiment.config, [run.name for run in runs])
     every, runs = [run.name for run in runs], blended_runs(experiment.config, runs)
     inputs = blend_inputs(experiment, runs)
     run = read_run(folder)
@@ -304,21 +304,24 @@ def _write_predictions(experiment: Experiment, blend: Run, band: Band | None) ->
 
 
 def check_sample(experiment: Experiment) -> None:
-    """Raises DataError where the sample submission of predictions for units (`predict_per`) has other ids than they.
+    """Raises DataError where the sample submission has other ids than the test rows, or their units (`predict_per`).
 
-    A sample that names images is found here before anything is fitted, not after.
+    Otherwise a sample of another data set would be refused after hours of training.
     """
-    sample, units = experiment.config.data.sample_submission, experiment.table.units
-    if units is None or sample is None or experiment.table.test.empty:
+    data, units = experiment.config.data, experiment.table.units
+    test = experiment.as_read.test["id"]
+    if data.sample_submission is None or test.empty:
         return
-    ids = units.loc[experiment.table.test["id"]].drop_duplicates().reset_index(drop=True)
+    ids = test if units is None else units.loc[test].drop_duplicates().reset_index(drop=True)
     try:
         submission(
             ids, np.zeros(len(ids)), id_column=_id_column(experiment.config),
-            target_column=experiment.config.data.columns.target_column, sample=sample,
-            images=experiment.table.test["id"],
+            target_column=data.columns.target_column, sample=data.sample_submission,
+            images=None if units is None else test,
         )  # fmt: skip
     except DataError as error:
+        if units is None:
+            raise
         raise DataError(f"predict_per: one prediction for each {_id_column(experiment.config)}, but {error}") from error
 
 

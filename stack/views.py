@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from dermstack.errors import ConfigError
 from stack.config import Config
 from stack.experiment import Experiment
-from stack.level2_config import Stacker
+from stack.level2_config import Stacker, source_names
 from stack.store import Run
 
 
@@ -55,9 +55,19 @@ def blended_runs(config: Config, runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if blends_run(config, run.name)]
 
 
-def check_blended_runs(config: Config, runs: Sequence[Run]) -> None:
-    """Raises ConfigError for a name or pattern of `blend.runs` that fits none of the experiment's runs."""
-    names = [run.name for run in runs]
+def check_names_of_runs(config: Config, level1: Sequence[str]) -> None:
+    """Raises ConfigError for a name of a run in the stackers' `runs` or in `blend.runs` that fits none.
+
+    ``level1`` are the level-1 runs that exist; those of level 2 are the enabled stackers, which are fitted after this.
+    """
+    stackers = [stacker for stacker in config.stackers if stacker.enabled]
+    for stacker in stackers:
+        check_seen(config, stacker, [*level1, *source_names(config.stackers)])
+    check_blended_runs(config, [*level1, *(stacker.name for stacker in stackers)])
+
+
+def check_blended_runs(config: Config, names: Sequence[str]) -> None:
+    """Raises ConfigError for a name or pattern of `blend.runs` that fits none of the experiment's runs, ``names``."""
     for name in config.blend.runs or ():
         if not any(fnmatchcase(run, name) for run in names):
             raise ConfigError(

@@ -13,7 +13,7 @@ import yaml
 from conftest import run_cli, small_config
 
 import dermstack
-from dermstack import ConfigError, StoreError, run_oof, run_stack
+from dermstack import ConfigError, DataError, StoreError, run_oof, run_stack
 from dermstack.pipeline import open_config
 from stack.config import read_config
 from stack.console import Out
@@ -94,3 +94,19 @@ def test_messages_name_the_call_where_there_is_no_file(small_data: Path, tmp_pat
         run_stack(settings)
     with pytest.raises(ConfigError, match=r"the settings:\n  folds\.k: "):
         dermstack.run_oof(settings | {"folds": {"k": 1}})
+
+
+def test_a_sample_of_other_rows_is_refused_before_anything_is_trained(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(small_data, tmp_path)
+    settings = settings_of(config)
+    sample = tmp_path / "other_sample.csv"
+    sample.write_text("image_name,target\nISIC_0000001,0\n", encoding="utf-8")
+    settings["data"]["sample_submission"] = str(sample)
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(DataError, match=r"other_sample\.csv.*ISIC_0000001"):
+        run_oof(config)
+    assert not (tmp_path / "runs" / "small" / "models").exists()
+    assert run_cli("plan", "-c", str(config)) in (0, 1)
+    assert "other_sample.csv" in "".join(capsys.readouterr())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,26 @@ def test_what_a_view_cannot_have_is_named(
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert run_cli("stack", "-c", str(config)) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stackers": [LINE | {"runs": ["nett"]}]}, "no level-1 run fits 'nett'"),
+        ({"stackers": [LINE], "blend": {"runs": ["lime"]}}, "blend.runs: no run fits 'lime': name one of net_a, line"),
+    ],
+)
+def test_names_that_fit_no_run_are_refused_before_the_audit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], words: str
+) -> None:
+    config = write_experiment(tmp_path, **change)
+    experiment = opened_experiment(config)
+    import_frames(experiment, "net_a", *predictions(experiment))
+    for command in ("stack", "plan"):
+        assert run_cli(command, "-c", str(config)) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert not (experiment.folder / "audit.json").exists()
+    assert not (experiment.models / "line").exists()
 
 
 def _blend(config: Path, *options: str) -> Run:

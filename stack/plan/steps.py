@@ -38,7 +38,7 @@ from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs, check_sample
 from stack.tuned import enabled_models
-from stack.views import blended_runs, blends_run, check_seen, is_table_alone, sees_run
+from stack.views import blended_runs, blends_run, check_names_of_runs, is_table_alone, sees_run
 
 if TYPE_CHECKING:  # imports torch
     from image_models.speed import Speed
@@ -127,6 +127,7 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
     if not level1 and not is_table_alone(experiment.config):
         problems.append(f"`stack` finds no level-1 run: {advice_without_models(experiment)}")
     else:
+        check_names_of_runs(experiment.config, list(level1))
         stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
         level2 = _stacker_steps(experiment, stackers, level1, widths)
         steps += level2
@@ -377,7 +378,6 @@ def _stacker_steps(
         comparable = with_acquisition(experiment) or experiment
     steps = []
     for stacker in sorted(stackers, key=lambda stacker: is_second_stage(stacker, stackers)):  # stable
-        check_seen(config, stacker, list(kinds))
         awaited = [name for name, step in seeable.items() if step.state != "skip" and sees_run(config, stacker, name)]
         run = read_run(experiment.models / stacker.name)
         changes: list[Change] = []

@@ -163,7 +163,7 @@ def tune_blend(
     """
     check_study_needs(experiment, "blend")
     refuse_sqlite(experiment, workers)
-    check_blended_runs(experiment.config, runs)
+    check_blended_runs(experiment.config, [run.name for run in runs])
     runs = blended_runs(experiment.config, runs)
     inputs = blend_study_inputs(experiment, runs)
     tell_stale(experiment, "blend", inputs, out)
