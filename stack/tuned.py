@@ -127,6 +127,27 @@ def _with_tuned_settings(experiment: Experiment, model: ImageModel) -> ImageMode
         ) from error
 
 
+def config_line(experiment: Experiment, study: str, paths: dict[str, Path]) -> str:
+    """Returns how to use results of ``study`` (image, gbdt or blend): the one line `tuned` for the config.
+
+    ``paths`` holds the results by model, or by "blend". YAML takes a key once only, so the line also has the results
+    that the config names already, without those of later studies, which were tuned with other settings of these models.
+    """
+    config, order = experiment.config, ("image", "gbdt", "blend")
+    now = config.tuned.model_dump(exclude_none=True)
+    now[study] = paths["blend"] if study == "blend" else now[study] | paths
+    later = order[order.index(study) + 1 :]
+    line = {name: str(now[name]) if name == "blend" else {model: str(path) for model, path in now[name].items()}
+            for name in order if now.get(name) and name not in later}  # fmt: skip
+    text = yaml.safe_dump(line, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1 << 20).strip()
+    instead = " in place of its key `tuned`" if config.tuned.model_fields_set else ""
+    left_out = ", ".join(f"tuned.{name}" for name in later if now.get(name))
+    again = (
+        f"; left out is what was tuned with other settings: with this line, tune {left_out} again" if left_out else ""
+    )
+    return f"to use it, write into {experiment.config_path}{instead}: `tuned: {text}`{again}"
+
+
 def noted_inputs(path: Path) -> dict[str, str] | None:
     """Returns the inputs that a study noted in its result file; None where there is no such file or it noted none."""
     try:
@@ -173,7 +194,7 @@ def _refuse_stale(path: Path, key: str, study: dict[str, Any], now: Inputs, *, m
     if changed := changed_inputs({str(name): str(value) for name, value in noted.items()}, now):
         raise StoreError(
             f"{key}: {path} is stale, it was tuned with other {'; '.join(changed)}: run `{command}` again, which "
-            f"begins a new study beside it, or remove the key {key}"
+            f"begins a new study, or remove the key {key}"
         )
 
 

@@ -192,10 +192,7 @@ def test_a_result_of_other_predictions_is_refused_and_a_new_study_begins_beside_
     assert run_cli(*tune) == 0
     told = " ".join(capsys.readouterr().out.split())
     kept = result(config, f"blend-{sha256_of(first)}")
-    assert (
-        f"tuned with other predictions of a, b; a new study begins beside it, and the result will be kept as {kept}"
-        in told
-    )
+    assert f"tuned with other predictions of a, b; a new study begins, and this result will be kept as {kept}" in told
     assert kept.read_bytes() == first
     assert run_cli(*use, "-q") == 0
     blend = json.loads((config.parent / "runs/elsewhere/blend/run.json").read_text())

@@ -15,6 +15,7 @@ from imported_experiment import command_error, import_frames, opened_experiment,
 from dermstack.errors import ConfigError
 from stack.console import Out
 from stack.tune.run import _inner_splits, tune_gbdt
+from stack.tuned import config_line
 
 STACKER = {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 12, "patience": 4}}
 
@@ -207,3 +208,34 @@ def test_a_logistic_regression_beside_gbdts_is_passed_over(tmp_path: Path, capsy
     assert run_cli("tune", "gbdt", "-c", str(path), "--trials", "1") == 0
     assert "line: a logistic regression has nothing to tune, skipped" in capsys.readouterr().out
     assert (studies(path) / "gbdt-gbdt.yaml").is_file()
+
+
+def test_one_line_of_the_config_uses_all_results_of_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """YAML takes a key once only, so a line for each result could not be pasted beside the others."""
+    stackers = [{"name": name, "kind": "lightgbm", "params": {"patience": 5}} for name in ("one", "two")]
+    path = write_experiment(tmp_path, stackers=stackers, blend={"trials": 4})
+    import_frames(opened_experiment(path), "a", *predictions(opened_experiment(path), seed=0))
+    text = path.read_text(encoding="utf-8")
+
+    def printed_line(study: str, tuned: str) -> str:
+        path.write_text(f"{text}\n{tuned}\n", encoding="utf-8")
+        assert run_cli("tune", study, "-c", str(path), "--trials", "1") == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert (" in place of its key `tuned`: " in said) == bool(tuned)
+        assert said.endswith(f"next: dermstack stack --config {path}")
+        return said.partition(f"write into {path}")[2].split("`tuned: ")[1].partition("`")[0]
+
+    gbdts = yaml.safe_load(printed_line("gbdt", ""))
+    assert gbdts == {"gbdt": {name: str(studies(path) / f"gbdt-{name}.yaml") for name in ("one", "two")}}
+    both = yaml.safe_load(printed_line("blend", f"tuned: {gbdts}"))
+    assert both == {**gbdts, "blend": str(studies(path) / "blend.yaml")}
+    path.write_text(f"{text}\ntuned: {both}\n", encoding="utf-8")
+    assert run_cli("stack", "-c", str(path), "--no-report") == 0
+    assert yaml.safe_load(printed_line("gbdt", f"tuned: {both}")) == gbdts  # weights are tuned after the GBDTs
+
+
+def test_a_tuned_network_leaves_out_what_was_tuned_without_it(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, stackers=[STACKER], tuned={"blend": "b.yaml", "gbdt": {"gbdt": "g.yaml"}})
+    line = config_line(opened_experiment(path), "image", {"net": tmp_path / "n e.yaml"})
+    assert f"`tuned: {{image: {{net: {tmp_path / 'n e.yaml'}}}}}`" in line
+    assert line.endswith("with this line, tune tuned.gbdt, tuned.blend again")

@@ -297,6 +297,7 @@ def tune(
     from stack.level2 import run_stackers
     from stack.store import locked
     from stack.tune.run import tune_blend, tune_gbdt, tune_images
+    from stack.tuned import config_line
 
     if study not in {"blend", "gbdt", "image"}:
         raise ConfigError(f"unknown study {study!r}: choose blend, gbdt or image")
@@ -304,23 +305,29 @@ def tune(
     with locked(experiment.folder):
         if study == "image":
             with caches_in_use(experiment.config):
-                tune_images(experiment, out, trials=trials, timeout=timeout, workers=workers)
-            return
-        if study == "blend":
+                paths = tune_images(experiment, out, trials=trials, timeout=timeout, workers=workers)
+            out.say("the AUC of a tuned image model is selected on these rows, and optimistic")
+            next_step = experiment.command("oof", *(word for name in paths for word in ("--rebuild", name)))
+        elif study == "blend":
             with level1_locked(experiment):
                 runs = level1_runs(experiment)
                 runs += run_stackers(experiment, runs, out)
                 path = tune_blend(experiment, runs, out, trials=trials, timeout=timeout, workers=workers)
-            out.say(f"to use it: `tuned: {{blend: {path}}}`")
-            return
-        stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
-        for stacker in stackers:
-            if not stacker.is_gbdt and len(stackers) > 1:
-                what = _WITHOUT_STUDY[stacker.kind]
-                out.say(f"{stacker.name}: a {what} has nothing to tune, skipped")
-            else:
-                path = tune_gbdt(experiment, stacker, out, trials=trials, timeout=timeout, workers=workers)
-                out.say(f"to use it: `tuned: {{gbdt: {{{stacker.name}: {path}}}}}`")
+            paths, next_step = {"blend": path}, experiment.command("stack")
+        else:
+            paths, next_step = {}, experiment.command("stack")
+            stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
+            for stacker in stackers:
+                if not stacker.is_gbdt and len(stackers) > 1:
+                    what = _WITHOUT_STUDY[stacker.kind]
+                    out.say(f"{stacker.name}: a {what} has nothing to tune, skipped")
+                else:
+                    paths[stacker.name] = tune_gbdt(
+                        experiment, stacker, out, trials=trials, timeout=timeout, workers=workers
+                    )
+        if paths:
+            out.say(config_line(experiment, study, paths))
+            out.say(f"next: {next_step}")
 
 
 @app.command()

@@ -285,8 +285,10 @@ IMAGE_CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def tune_images(experiment: Experiment, out: Out, *, trials: int, timeout: float | None, workers: int) -> None:
-    """Runs a study for each enabled image model that is not frozen, one after the other."""
+def tune_images(
+    experiment: Experiment, out: Out, *, trials: int, timeout: float | None, workers: int
+) -> dict[str, Path]:
+    """Runs a study for each enabled image model that is not frozen, one after the other, and returns their results."""
     from stack.images import with_images
     from stack.level1 import check_image_models
 
@@ -298,12 +300,12 @@ def tune_images(experiment: Experiment, out: Out, *, trials: int, timeout: float
     untuned = experiment.config.tuned.model_copy(update={"image": {}})  # what the config names may be what is stale
     experiment = replace(experiment, config=experiment.config.model_copy(update={"tuned": untuned}))
     experiment, caches = with_images(experiment, check_image_models(experiment), out)
-    for model in models:
-        path = tune_image(experiment, model, caches[model.size], out, trials=trials, timeout=timeout, workers=workers)
-        out.say(
-            f"to use the result, set `tuned: {{image: {{{model.name}: {path}}}}}`; its AUC is selected on these rows "
-            "and optimistic"
+    return {
+        model.name: tune_image(
+            experiment, model, caches[model.size], out, trials=trials, timeout=timeout, workers=workers
         )
+        for model in models
+    }
 
 
 def tune_image(

@@ -310,7 +310,7 @@ def tell_stale(experiment: Experiment, name: str, inputs: Inputs, out: Out) -> N
         why = f"is stale, it was tuned with other {'; '.join(changed)}"
     else:
         why = "began from other settings of the model"
-    out.warn(f"{name}: {path} {why}; a new study begins beside it, and the result will be kept as {_aside(path)}")
+    out.warn(f"{name}: {path} {why}; a new study begins, and this result will be kept as {_aside(path)}")
 
 
 def write_study(experiment: Experiment, name: str, inputs: Inputs, result: dict[str, Any]) -> Path:
