@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -28,11 +27,9 @@ from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resol
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
 from stack.metrics.objective import OBJECTIVES
 from stack.review_config import Review
-from stack.yaml_text import colon_hint, fault_hint, glued_keys, parse_yaml
+from stack.yaml_text import colon_hint, fault_hint, fault_of_value, glued_keys, parse_yaml
 
-_MAX_LISTED, _MAX_ERROR_CHARACTERS = 20, 500  # faults shown of a config, and characters shown of each
-_SHORT_REPR = reprlib.Repr()
-_SHORT_REPR.maxstring = _SHORT_REPR.maxother = 120
+_MAX_LISTED = 20  # faults shown of a config
 
 
 class Folds(Strict):
@@ -417,7 +414,7 @@ def config_of(
     try:
         return Config.model_validate(raw, context={"folder": folder or Path.cwd()})
     except ValidationError as error:
-        faults = [_explain(fault) for fault in error.errors()]
+        faults = [fault_of_value(fault) for fault in error.errors()]
         more = [f"  … {len(faults):,} faults in all"] if len(faults) > _MAX_LISTED else []
         raise ConfigError("\n".join([f"{name}:", *faults[:_MAX_LISTED], *more])) from error
 
@@ -434,16 +431,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
             place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
         place[int(last) if isinstance(place, list) else last] = parse_yaml(text)
     except (IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--set {override}: the config has no such place ({error})") from error
+        full = isinstance(error, IndexError)
+        why = f"its list has {len(place)} entries, counted from 0" if full else "check the names before the `=`"
+        raise ConfigError(f"--set {override}: the config has no such place: {why}") from error
     except yaml.YAMLError as error:
         hint = fault_hint(text, error)
         raise ConfigError(f"--set {override}: the value is not valid YAML ({error}){hint}") from error
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"] if "function-" not in str(part)) or "config"
-    message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] in {"missing", "value_error"} else f", got {_SHORT_REPR.repr(error['input'])}"
-    hint = colon_hint(error["input"]) if error["type"] in {"model_type", "dict_type"} else ""
-    line = f"  {where}: {hint or message}{given}"
-    return line if len(line) <= _MAX_ERROR_CHARACTERS else f"{line[:_MAX_ERROR_CHARACTERS]} …"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections import Counter
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,10 @@ import yaml
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 _MAX_SHOWN = 60  # characters of a key and its value that a hint shows
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
+
+_MAX_ERROR_CHARACTERS = 500  # of the line that explains a fault
+_SHORT_REPR = reprlib.Repr()
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = 120
 
 _GLUED = re.compile(r"""\s*(?:-\s)?\s*["']?(?P<key>[\w.*-]+)["']?:(?P<value>[^\s:/\\].*)""", re.DOTALL)
 
@@ -28,11 +33,13 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         if isinstance(node, yaml.MappingNode):
-            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
-            if doubled := sorted(key for key, times in keys.items() if times > 1):
-                raise yaml.YAMLError(
-                    f"{', '.join(doubled)} is given twice in the mapping at line {node.start_mark.line + 1}"
-                )
+            lines: dict[str, list[int]] = {}
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    lines.setdefault(key.value, []).append(key.start_mark.line + 1)
+            for key, (first, *again) in sorted(lines.items()):
+                if again:
+                    raise yaml.YAMLError(f"{key} is given twice, in lines {first} and {again[0]}: write it once")
         return node
 
 
@@ -45,6 +52,7 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"it has {len(text):,} characters, more than {MAX_YAML_CHARACTERS:,}")
     try:
         loader = _Loader(text)
+        loader.name = "the text"  # what PyYAML's messages say before the number of a line
         if (node := loader.get_single_node()) is None:
             return None
         _expanded_size(node, {})
@@ -78,13 +86,33 @@ def colon_hint(text: object) -> str:
 
 
 def fault_hint(text: str, error: Exception) -> str:
-    """Returns a hint at a colon without a blank in the lines where YAML stumbled, "" where there is none."""
+    """Returns a hint at a colon that is missing or has no blank where YAML stumbled, "" where there is none."""
     lines = text.splitlines()
     marks = [getattr(error, name, None) for name in ("context_mark", "problem_mark")]
     for number in [mark.line - back for mark in marks if mark is not None for back in (0, 1)]:
         if 0 <= number < len(lines) and (hint := colon_hint(lines[number].split(" #")[0].rstrip())):
             return f" (line {number + 1}: {hint})"
+    start = getattr(error, "context_mark", None)
+    if start is not None and "expected ':'" in str(getattr(error, "problem", "")) and 0 <= start.line < len(lines):
+        key = lines[start.line].split(" #")[0].strip()
+        if re.fullmatch(r"[\w.*-]+", key):
+            return f" (line {start.line + 1}: YAML needs a colon after a key: write {key + ':'!r})"
     return ""
+
+
+def fault_of_value(error: Any) -> str:
+    """Returns the line that explains a fault that pydantic found: the key, what is wrong, and the value."""
+    where = ".".join(str(part) for part in error["loc"] if "function-" not in str(part)) or "config"
+    message, value, kind = error["msg"].removeprefix("Value error, "), error["input"], error["type"]
+    if kind == "string_pattern_mismatch":  # all patterns of the config are that of names, which also name folders
+        message = "a name has 1 to 64 letters (a to z), digits, `_`, `.` or `-`, and a letter or digit first"
+    given = "" if kind in {"missing", "value_error"} else f", got {_SHORT_REPR.repr(value)}"
+    if kind == "literal_error" and isinstance(value, str):
+        near = difflib.get_close_matches(value[:100], re.findall("'([^']*)'", error["ctx"]["expected"]), n=1)
+        given += f": did you mean {near[0]!r}?" if near else ""
+    hint = colon_hint(value) if kind in {"model_type", "dict_type"} else ""
+    line = f"  {where}: {hint or message}{given}"
+    return line if len(line) <= _MAX_ERROR_CHARACTERS else f"{line[:_MAX_ERROR_CHARACTERS]} …"
 
 
 def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:

@@ -150,7 +150,7 @@ def test_a_later_override_wins(path: Path) -> None:
     ("override", "message"),
     [
         ("folds.k", "write it as key=value"),
-        ("image_models.5.epochs=1", "no such place"),
+        ("image_models.5.epochs=1", "no such place: its list has 2 entries, counted from 0"),
         ("image_models.5={}", "no such place"),
         ("image_models.first.epochs=1", "no such place"),
         ("experiment.name=x", "no such place"),
@@ -268,9 +268,31 @@ def test_a_value_that_makes_no_sense_is_named(path: Path, overrides: list[str], 
 
 def test_a_key_that_stands_twice_is_named(path: Path) -> None:
     """YAML would let the last one win, in silence."""
-    path.write_text(path.read_text() + "\nseed: 1\nseed: 2\n")
-    with pytest.raises(ConfigError, match="seed is given twice in the mapping at line"):
+    text = path.read_text()
+    path.write_text(f"{text}\nseed: 1\nthreads: 1\nseed: 2\n")
+    first = text.count("\n") + 2
+    with pytest.raises(ConfigError, match=f"seed is given twice, in lines {first} and {first + 2}: write it once"):
         read_config(path)
+
+
+def test_a_key_without_a_colon_is_named_with_its_line(path: Path) -> None:
+    text = path.read_text()
+    path.write_text(f"{text}\nfolds  # of rows\n  k: 5\n")
+    message = refused(path)
+    assert f"(line {text.count(chr(10)) + 2}: YAML needs a colon after a key: write 'folds:')" in message
+    assert "unicode string" not in message
+
+
+def test_a_value_near_to_one_of_the_choices_is_suggested(path: Path) -> None:
+    assert "got 'lightgmb': did you mean 'lightgbm'?" in refused(path, "stackers=[{name: a, kind: lightgmb}]")
+    assert "got 'zzz'" in (far := refused(path, "stackers=[{name: a, kind: zzz}]"))
+    assert "did you mean" not in far
+
+
+def test_a_name_that_cannot_name_a_folder_is_refused_in_words(path: Path) -> None:
+    message = refused(path, "experiment=my experiment")
+    assert "experiment: a name has 1 to 64 letters (a to z), digits, `_`, `.` or `-`" in message
+    assert "got 'my experiment'" in message
 
 
 def test_a_tuned_stacker_must_be_one_of_the_config(path: Path) -> None:

@@ -310,7 +310,8 @@ def _iter_sources(
         yield from _hdf5_sources(path, requested, swap)
     else:
         raise ImageError(
-            f"{path} is not a folder, .hdf5 or .tfrec file: set data.images to the folder or file that holds the images"
+            f"{path} is not a folder, .hdf5 or .tfrec file: name the folder or file that holds the images "
+            "(in a config, data.images)"
         )
 
 
