@@ -22,10 +22,10 @@ def plan_lines(plan: Plan) -> list[str]:
     if all(step.state == "skip" for step in plan.steps) and not plan.problems:
         return [*lines, "everything is complete: `oof` and `stack` would make nothing"]
     total = plan.total
-    known = [f"time {duration(total.seconds or 0)}", f"disk {size(total.disk_bytes or 0)}"]
-    known += [f"memory {size(total.memory_bytes)}"] if total.memory_bytes else []
+    known = [f"time about {duration(total.seconds or 0)}", f"disk about {size(total.disk_bytes or 0)}"]
+    known += [f"memory about {size(total.memory_bytes)}"] if total.memory_bytes else []
     lines += _wrapped(
-        f"all together: about {', '.join(known)} ({size(plan.free_disk_bytes)} of disk free); without the time of "
+        f"all together: {', '.join(known)} ({size(plan.free_disk_bytes)} of disk free); without the time of "
         "steps that were not measured",
         "",
     )
