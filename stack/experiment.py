@@ -141,12 +141,18 @@ class Experiment:
         return self.name != self.config.experiment
 
     def command(self, step: str, *options: str) -> str:
-        """Returns the command line that runs another step, for messages; without a file, the call in Python."""
+        """Returns the command of a step (`oof`, `tune blend`), for messages; without a file, the call in Python."""
         if self.config_path == IN_MEMORY and step in ("oof", "stack"):
             shuffled = ", shuffle_target=True" if self.shuffled else ""
             rebuilt = f", rebuild={list(options[1::2])}" if options[:1] == ("--rebuild",) else ""
             return f"dermstack.run_{step}(config{shuffled}{rebuilt})"
-        words = ["dermstack", step, "--config", str(self.config_path), *(f"--set={given}" for given in self.overrides)]
+        words = [
+            "dermstack",
+            *step.split(),
+            "--config",
+            str(self.config_path),
+            *(f"--set={given}" for given in self.overrides),
+        ]
         if self.shuffled:
             words.append("--shuffle-target")
         return shlex.join([*words, *options])

@@ -112,7 +112,7 @@ def _with_tuned_settings(experiment: Experiment, model: ImageModel) -> ImageMode
     key = f"tuned.image.{model.name}"
     study = _read(experiment, path, key)
     if "inputs" in study:  # one that noted none is accepted: nets may have been trained by it
-        _refuse_stale(path, key, study, image_study_inputs(experiment, model), may_lack=True)
+        _refuse_stale(experiment, path, key, study, image_study_inputs(experiment, model), may_lack=True)
     try:
         settings = {**study["settings"], "augment": tuple(study["settings"]["augment"].split("+"))}
         if odd := set(settings) - {"augment", *(field.name for field in fields(Training))}:
@@ -168,7 +168,7 @@ def digest_line(text: str) -> str:
 
 
 def _check_inputs(experiment: Experiment, path: Path, key: str, now: Inputs, *, may_lack: bool) -> None:
-    _refuse_stale(path, key, _read(experiment, path, key), now, may_lack=may_lack)
+    _refuse_stale(experiment, path, key, _read(experiment, path, key), now, may_lack=may_lack)
 
 
 def _own_model(experiment: Experiment, model: ImageModel) -> ImageModel:
@@ -176,12 +176,14 @@ def _own_model(experiment: Experiment, model: ImageModel) -> ImageModel:
     return next(own for own in experiment.config.image_models if own.name == model.name)
 
 
-def _refuse_stale(path: Path, key: str, study: dict[str, Any], now: Inputs, *, may_lack: bool) -> None:
+def _refuse_stale(
+    experiment: Experiment, path: Path, key: str, study: dict[str, Any], now: Inputs, *, may_lack: bool
+) -> None:
     """Raises StoreError where the study noted other inputs than ``now`` or, unless it ``may_lack`` them, none.
 
     A study that ``may_lack`` inputs may also lack those in `NOTED_LATER` alone.
     """
-    command = f"dermstack tune {key.split('.')[1]}"
+    command = experiment.command(f"tune {key.split('.')[1]}")
     if (noted := study.get("inputs")) is None and may_lack:
         return
     if not isinstance(noted, dict):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,13 @@ def test_nothing_known_and_missing_numbers_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_reads_the_images(config_path: Path, tmp_path: Path) -> None:
+def test_the_command_reads_the_images(config_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from conftest import run_cli
 
     out = tmp_path / "sources.csv"
-    assert run_cli("sources", "-c", str(config_path), "--clusters", "2", "--out", str(out), "-q") == 0
+    assert run_cli("sources", "-c", str(config_path), "--clusters", "2", "--out", str(out)) == 0
+    (named,) = re.findall("`sources: (.*?)` below `data:`", " ".join(capsys.readouterr().out.split()))
+    assert (config_path.parent / named).resolve() == out.resolve(), "as a path in the config is read"
     made = pd.read_csv(out)
     assert len(made) == 240
     assert made["source"].str.contains("by colour").all()

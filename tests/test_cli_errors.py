@@ -66,7 +66,7 @@ SETTINGS = {
     "unknown key": ("image_models.0.epoch=3", "image_models.0: unknown key 'epoch'", "did you mean 'epochs'?"),
     "unknown recipe": ("image_models.0.augment=hevy", "unknown augmentation 'hevy'", "choose from none, light"),
     "no train csv": ("data.train=gone.csv", "gone.csv: no such file", "correct its path"),
-    "no images folder": ("data.images=gone", "gone is not a folder", "set data.images"),
+    "no images folder": ("data.images=gone", "gone is not a folder", "name the folder or file that holds the images"),
     "no duplicates csv": ("data.duplicates=gone.csv", "gone.csv does not exist", "or remove the key"),
     "unset variable": ("data.train=${NOT_SET_HERE}/x.csv", "NOT_SET_HERE is not set", "export NOT_SET_HERE="),
 }

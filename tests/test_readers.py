@@ -89,7 +89,7 @@ def test_missing_images_are_listed_with_their_number(tmp_path: Path, encoded: di
     for place in (as_folder(tmp_path, encoded), as_hdf5(tmp_path, encoded), as_tfrecord(tmp_path, encoded)):
         with pytest.raises(ImageError, match=r"2 of 3 images are missing in .*first: x, y: restore"):
             image_sources(place, ["x", "ISIC_1", "y"])
-    with pytest.raises(ImageError, match=r"is not a folder.*set data\.images"):
+    with pytest.raises(ImageError, match=r"is not a folder.*name the folder or file.*data\.images"):
         image_sources(tmp_path / "nowhere", ["a"])
 
 

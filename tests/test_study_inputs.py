@@ -188,7 +188,10 @@ def test_a_result_of_other_predictions_is_refused_and_a_new_study_begins_beside_
     import_run(config, "a", seed=0, noise=8.0)
     import_run(config, "b", seed=1)
     said = " ".join(command_error(capsys, *use).split())
-    assert "blend.yaml is stale, it was tuned with other predictions of a, b: run `dermstack tune blend` again" in said
+    assert (
+        f"blend.yaml is stale, it was tuned with other predictions of a, b: run `dermstack tune blend --config {config} "
+        in said
+    )
     assert run_cli(*tune) == 0
     told = " ".join(capsys.readouterr().out.split())
     kept = result(config, f"blend-{sha256_of(first)}")
@@ -271,7 +274,7 @@ def test_a_gbdt_study_of_other_features_or_kind_is_another(config: Path, capsys:
         ("features.cohort=true", "features"),
     ):
         said = " ".join(command_error(capsys, *use, "--set", override).split())
-        assert f"is stale, it was tuned with other {what}: run `dermstack tune gbdt` again" in said
+        assert f"is stale, it was tuned with other {what}: run `dermstack tune gbdt --config {config} " in said
         assert models.read_bytes() == before, "refused before the stacker's run is set aside"
     xgboost = ["--set", "stackers.0.kind=xgboost"]
     assert run_cli(*tune, *xgboost) == 0
@@ -306,11 +309,11 @@ def test_a_result_that_notes_no_inputs_is_refused_unless_what_it_made_is_complet
     check_tuned_blend(using, runs, complete=True)
     check_tuned_gbdt(using, using.config.stackers[0], runs, complete=True)
     with pytest.raises(
-        StoreError, match=r"does not say which predictions and settings it was tuned on.*tune blend` again"
+        StoreError, match=r"does not say which predictions and settings it was tuned on.*tune blend --config .*` again"
     ):
         check_tuned_blend(using, runs, complete=False)
     with pytest.raises(
-        StoreError, match=r"does not say which predictions and settings it was tuned on.*tune gbdt` again"
+        StoreError, match=r"does not say which predictions and settings it was tuned on.*tune gbdt --config .*` again"
     ):
         check_tuned_gbdt(using, using.config.stackers[0], runs, complete=False)
     assert tuned_weights(using, ("a", "b")) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -125,7 +126,8 @@ def sources(
     out.table(found.summary, "Groups of rows by how their images were taken")
     for remark in found.remarks:
         out.say(remark)
-    out.say(f"next: data.sources: {out_file} in the config, then `dermstack stack`")
+    named = os.path.relpath(out_file.resolve(), config.resolve().parent)  # as a path in the config is read
+    out.say(f"next: write `sources: {named}` below `data:` in {config}, then `{experiment.command('stack')}`")
 
 
 @commands.command()
