@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from audited_experiment import COLUMNS, Change, audited_experiment
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
+import dermstack.audit.drift
 from dermstack.audit.drift import adversarial_validation, adversarial_validation_p, drift_findings
 
 
@@ -55,6 +57,29 @@ def test_a_drift_that_no_column_has_alone_is_found(rng: np.random.Generator) -> 
     plain, none = adversarial_validation(x, in_test, np.arange(800).astype(object), seed=0, shuffle=False)
     assert plain == apart  # what is not shown is not computed, and changes nothing
     assert none.shape == (0,)
+
+
+def test_only_columns_that_a_tree_splits_are_scored_again_and_the_losses_are_those_of_all(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.zeros((300, 400))  # constant columns, which no tree can split, among five that vary
+    x[:, ::80] = rng.normal(size=(300, 5))
+    in_test, group = (x[:, 80] + rng.normal(size=300) > 0).astype(int), np.arange(300).astype(object)
+    scored: list[np.ndarray] = []
+    score = HistGradientBoostingClassifier.decision_function
+
+    def spy(model: HistGradientBoostingClassifier, rows: np.ndarray) -> np.ndarray:
+        scored.append(rows.copy())
+        return score(model, rows)
+
+    monkeypatch.setattr(HistGradientBoostingClassifier, "decision_function", spy)
+    _, loss = adversarial_validation(x, in_test, group, seed=0)
+    assert len(scored) <= 5 * (1 + 5)  # folds, each with its own rows and five columns
+    monkeypatch.setattr(dermstack.audit.drift, "_split_columns", lambda model: set(range(400)))
+    _, of_all = adversarial_validation(x, in_test, group, seed=0)
+    assert len(scored) > 5 * 400
+    assert np.array_equal(loss, of_all)
+    assert np.argmax(loss) == 80
 
 
 def test_what_marks_a_group_does_not_tell_train_from_test(rng: np.random.Generator) -> None:
