@@ -119,17 +119,17 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
         return []
     features, further = experiment.config.all_features, experiment.table.columns
     of_models = metadata_of_models(experiment.config, further)
-    used, unused = list[str](), list[str]()
+    used, unused, names = list[str](), list[str](), further.shown
     for column in ("age", "sex", "site", *further.names):
         (used if column in of_models else unused).append(column)
     (used if features.context_counts else unused).append("images in the group")
     (used if features.shortcuts else unused).extend(ACQUISITION)
-    found = _empty_in_test(parts, {name: further.shown.get(name, name) for name in used})
+    found = _empty_in_test(parts, {name: names.get(name, name) for name in used})
     for columns, is_used in ((used, True), (unused, False)):
         known = [name for name in columns if all(name in part and part[name].notna().any() for part in parts)]
         known = [name for name in known if pd.concat([part[name] for part in parts]).nunique(dropna=False) > 1]
         if known:
-            shown = [further.shown.get(name, name) for name in known]
+            shown = [names.get(name, name) for name in known]
             task = (parts, known, shown, is_used, seed)
             found.append(run_with_threads(experiment.config.threads, _drift_finding, *task))
     return found
