@@ -188,10 +188,8 @@ def test_a_result_of_other_predictions_is_refused_and_a_new_study_begins_beside_
     import_run(config, "a", seed=0, noise=8.0)
     import_run(config, "b", seed=1)
     said = " ".join(command_error(capsys, *use).split())
-    assert (
-        f"blend.yaml is stale, it was tuned with other predictions of a, b: run `dermstack tune blend --config {config} "
-        in said
-    )
+    again = f"run `dermstack tune blend --config {config} "
+    assert f"blend.yaml is stale, it was tuned with other predictions of a, b: {again}" in said
     assert run_cli(*tune) == 0
     told = " ".join(capsys.readouterr().out.split())
     kept = result(config, f"blend-{sha256_of(first)}")
