@@ -159,6 +159,10 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
 
 
 def _numbers(values: pd.Series) -> NDArray[np.float32]:
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind == "f":  # a table of thousands has only these
+        floats = values.to_numpy(np.float32)
+        if not np.isinf(floats).any():
+            return floats
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float32, na_value=np.nan)
     bad = values[(np.isnan(numbers) & values.notna().to_numpy()) | np.isinf(numbers)]
     if len(bad):

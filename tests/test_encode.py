@@ -105,6 +105,17 @@ def test_one_new_row_without_metadata_is_all_missing(train):
     assert encoded.drop(columns=["age", *missing]).to_numpy().sum() == 0
 
 
+def test_columns_of_floats_are_not_parsed_again(monkeypatch):
+    rows = pd.DataFrame({f"m{k}": np.array([k, np.nan, 0.1], np.float32) for k in range(50)})
+    parsed = MetadataEncoder(list(rows), [], sparse=True).fit(rows.astype(object)).transform(rows.astype(object))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a table of 2,000 columns spent minutes on this")
+
+    monkeypatch.setattr(pd, "to_numeric", refuse)
+    pd.testing.assert_frame_equal(MetadataEncoder(list(rows), [], sparse=True).fit(rows).transform(rows), parsed)
+
+
 def test_the_columns_are_a_setting_that_clone_keeps(train):
     encoder = clone(MetadataEncoder(numeric=("age",), categorical=("site",))).fit(train)
     assert encoder.columns_ == ["age", "age_missing", "site=head/neck", "site=torso", "site_missing"]

@@ -270,7 +270,7 @@ def test_what_a_missing_column_costs_is_measured_against_the_blend_itself(
     monkeypatch.setattr(
         expectations, "head_logits", lambda path, *rest, **kw: heads.append(path) or read_head(path, *rest, **kw)
     )
-    costs = {tuple(cost["without"]): cost for cost in measure_costs(experiment, bundle, runs)}
+    costs = {tuple(cost["without"]): cost for cost in measure_costs(experiment, bundle, runs, QUIET)}
     assert list(costs) == [("age",), ("sex",), ("site",), ("group",), ("age", "sex", "site", "group")]
     assert heads, "a network takes metadata"
     assert len(heads) == len(set(heads)), "each network is read once for all sets of columns"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from dermstack.errors import BundleError, ConfigError, DataError
 from dermstack.serve.app import make_app
 from dermstack.serve.bundle import FORMAT_OF_TABLES, Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_bundled_fallback
-from dermstack.serve.expectations import read_costs
+from dermstack.serve.expectations import COSTS_FILE, read_costs
 from dermstack.serve.new_rows import read_new_rows
 from dermstack.serve.patient import Ensemble, Photo, read_patient, read_row
 from dermstack.serve.predict import predict_rows
@@ -90,6 +92,23 @@ def test_the_test_rows_get_the_bytes_of_the_submission_and_no_image_is_asked_for
     submission = made.folder / "runs" / "table" / "submission.csv"
     assert sent.read_bytes() == submission.read_bytes()
     assert list(pd.read_csv(out)) == ["id", "score", "p_calibrated"]  # novelty is a property of images
+
+
+def test_the_cost_of_missing_columns_is_counted_so_that_the_time_left_is_seen(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: dict[str, int] = {}
+
+    @contextmanager
+    def bar(self: Out, label: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        done: list[int] = []
+        yield done.append
+        assert sum(done) == total
+        counted[label] = total
+
+    monkeypatch.setattr(Out, "bar", bar)
+    assert run_cli("bundle", "-c", str(made.folder / "c.yaml"), "--out", str(tmp_path / "t.zip"), "-q") == 0
+    assert counted["cost of missing columns"] == len(made.bundle.json(COSTS_FILE))
 
 
 def test_rows_in_several_parts_have_the_scores_of_one(

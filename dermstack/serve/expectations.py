@@ -22,6 +22,7 @@ from dermstack.serve.words import known_words
 from image_models.net_files import WEIGHTS
 from image_models.saved import head_logits
 from stack.columns import fits
+from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import metadata_of_models
 from stack.metrics.intervals import Z95, Interval, paired_difference
@@ -92,7 +93,7 @@ MAX_COST_ROWS = 60_000  # rows, of whole groups, on which the cost of further co
 _MAX_NAMED = 6  # columns that a sentence names
 
 
-def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> list[dict[str, Any]]:
+def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run], out: Out) -> list[dict[str, Any]]:
     """Measures the objective without each column, and without all, minus the objective with all; interval by group.
 
     Every row is scored by the fold models that did not see it, with the blend of the bundle. For a network that takes
@@ -131,10 +132,12 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     column_sets = list(dict.fromkeys(names for names in possible if names))
     changes = _logit_changes(bundle, runs, nets, frame, column_sets)
     costs = []
-    for names, change in zip(column_sets, changes, strict=True):
-        reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, fold, z, unit)
-        cost = paired_difference(experiment.config.objective, y, reduced, full, groups)
-        costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
+    with out.bar("cost of missing columns", len(column_sets), "sets") as progress:
+        for names, change in zip(column_sets, changes, strict=True):
+            reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, fold, z, unit)
+            cost = paired_difference(experiment.config.objective, y, reduced, full, groups)
+            costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
+            progress(1)
     return costs
 
 

@@ -149,7 +149,7 @@ def write_bundle(
         manifest |= review_entry(experiment, blend)
         if onnx:
             manifest["onnx"] = add_onnx(experiment, write_manifest(folder, manifest), out)
-        costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)
+        costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs, out)
         (folder / COSTS_FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
         bundle = write_manifest(folder, manifest)
         finished = folder
