@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,9 @@ def test_the_report_has_a_bar_for_each_column_that_matters_and_one_for_all_other
     assert path.stat().st_size < 2e6
     card = (experiment.folder / "model_card.md").read_text(encoding="utf-8")
     assert "299 columns of numbers and 2 columns of words of the table" in card
+    (line,) = re.findall(r"\| columns of numbers \(299\) \|.*", card)
+    assert line.count("`, `") == 49, "the first fifty"
+    assert line.endswith(", … 299 in all |")
     assert "`<script>alert(1)</script>`" in card
     assert "`twice <it>` = `` 2 * `only in an [expression]` ``" in card
 

@@ -241,6 +241,6 @@ def test_what_needs_an_image_is_refused(made: Made, tmp_path: Path, capsys: pyte
 
 def test_the_model_card_speaks_of_rows_of_the_table(made: Made) -> None:
     card = (made.folder / "runs" / "table" / "model_card.md").read_text()
-    assert "Input: a row of the table, without an image: age and sex, if known, with 1 columns of numbers" in card
+    assert "Input: a row of the table, without an image: age and sex, if known, with 1 column of numbers" in card
     assert "--images" not in card
     assert "rulers" not in card

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment
 
+from dermstack.listing import first_of
 from dermstack.report.report import count, environment, percent
 from dermstack.report.tables import code_span
 from dermstack.report.tables import number as formatted
@@ -29,6 +30,7 @@ from stack.store import Run, atomic
 from stack.tuned import enabled_models
 from stack.views import all_runs
 
+_MAX_COLUMNS = 50  # columns of the table of each kind that the card names; a bundle's manifest has all
 _OPERATING_POINTS = {  # operating points that clinical readers look for
     "sensitivity at a specificity of 90 %": "sensitivity@0.9",
     "specificity at a sensitivity of 90 %": "specificity@0.9",
@@ -133,7 +135,7 @@ def _inputs(train: pd.DataFrame, columns: TableColumns, *, takes_images: bool) -
     else:
         text = "a row of the table, without an image" + (f": {listed}, if known" if known else "")
     counts = [(columns.numeric, "numbers"), (columns.categorical, "words")]
-    further = [f"{len(names):,} columns of {kind}" for names, kind in counts if names]
+    further = [f"{len(names):,} column{'s' * (len(names) > 1)} of {kind}" for names, kind in counts if names]
     return text + (f", with {' and '.join(further)} of the table, listed below" if further else "")
 
 
@@ -166,10 +168,10 @@ def _facts(
     columns = experiment.table.columns
     for kind, names in (("numbers", columns.numeric), ("words", columns.categorical)):
         if names:
-            facts[f"columns of {kind} ({len(names):,})"] = ", ".join(code_span(csv) for csv in names.values())
+            facts[f"columns of {kind} ({len(names):,})"] = first_of(map(code_span, names.values()), _MAX_COLUMNS)
     if columns.derived:
         derived = [f"{code_span(name)} = {code_span(text)}" for name, text in columns.derived.items()]
-        facts[f"derived columns ({len(derived):,})"] = ", ".join(derived)
+        facts[f"derived columns ({len(derived):,})"] = first_of(derived, _MAX_COLUMNS)
     return facts
 
 
