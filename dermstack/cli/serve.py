@@ -109,10 +109,11 @@ def bundle(
     with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
         made = write_bundle(experiment, target, out, replace=replace, onnx=onnx, only=distilled)
     n_bytes = sum(file["bytes"] for file in made.manifest["files"].values())
-    nets = f"{len(made.image_runs)} image models" if made.takes_images else "no image model"
+    of_images, of_level2 = len(made.image_runs), len(made.manifest["stackers"])
+    nets = f"{of_images} image model{'s' * (of_images > 1)}" if made.takes_images else "no image model"
     out.say(
-        f"{target}: {nets}, {len(made.manifest['stackers'])} stackers, the blend and "
-        f"its calibration in {len(made.manifest['files'])} files, {n_bytes / 2**20:,.1f} MiB; id {made.fingerprint}"
+        f"{target}: {nets}, {of_level2} stacker{'s' * (of_level2 != 1)}, the blend and its calibration in "
+        f"{len(made.manifest['files'])} files, {n_bytes / 2**20:,.1f} MiB; id {made.fingerprint}"
     )
     if onnx:
         about, differences = made.manifest["onnx"], made.manifest["onnx"]["differences"].values()
