@@ -31,6 +31,7 @@ _OF_EXPERIMENT = (
         "fold_1/model.txt", "fold_1/features.json", "fold_1/still_turn.npy",
     )),
     "report/probes/run.json", "report/probes/probes.parquet", "up_to_date.json",
+    "report/heat_maps/run.json", "report/heat_maps/heat_maps.parquet",
     *(f"blend/{name}" for name in ("run.json", "oof.parquet", "test.parquet", "values.npy", "ranks.npy")),
 )  # fmt: skip
 _OF_CACHE = tuple(

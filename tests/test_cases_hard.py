@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ from conftest import run_cli, small_config
 from html_page import Page
 from PIL import Image
 
+import dermstack.report.pictures
+from dermstack.errors import StoreError
 from dermstack.report.cases import hard_cases, image_run, most_wrong
-from dermstack.report.pictures import colour, overlay
+from dermstack.report.pictures import cached_case_pictures, colour, has_heat_maps, overlay
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
@@ -129,6 +132,40 @@ def test_each_case_shows_its_picture_and_the_heat_of_the_net_that_did_not_see_it
         assert errors[unseen] == min(errors) < 5
         apart += [error - errors[unseen] for fold, error in enumerate(errors) if fold != unseen]
     assert max(apart) > 3  # another net would have shown something else
+
+
+@pytest.mark.slow
+def test_heat_maps_of_the_same_run_are_kept_for_the_next_report(
+    finished: tuple[Experiment, Run, list[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, _, runs = finished
+    run = next(run for run in runs if run.name == "seeing")
+    shutil.rmtree(experiment.folder / "report" / "heat_maps", ignore_errors=True)
+    drawn: list[list[str]] = []
+    draw = dermstack.report.pictures._new_heat_overlays
+
+    def spy(experiment: Experiment, run: Run, ids: list[str], pixels: np.ndarray) -> tuple[dict[str, str], str]:
+        drawn.append(list(ids))
+        return draw(experiment, run, ids, pixels)
+
+    monkeypatch.setattr(dermstack.report.pictures, "_new_heat_overlays", spy)
+    a, b, c, d = run.frame("oof")["id"].iloc[:4]
+    first, _ = cached_case_pictures(experiment, run, [a, b, c])
+    assert (drawn, has_heat_maps(experiment, run, [b, a])) == ([[a, b, c]], True)
+    assert not has_heat_maps(experiment, run, [a, d])
+    again, _ = cached_case_pictures(experiment, run, [c, d, a])
+    assert drawn == [[a, b, c], [d]], "one image is new"
+    assert list(again.heat) == [c, d, a]
+    assert (again.heat[a], again.heat[c]) == (first.heat[a], first.heat[c])
+    back, _ = cached_case_pictures(experiment, run, [a, b, c])
+    assert (back, drawn[2:]) == (first, []), "those of earlier reports are kept"
+    rebuilt = Run(run.folder, run.meta | {"files": run.meta["files"] | {"oof.parquet": "another"}})
+    assert not has_heat_maps(experiment, rebuilt, [a])
+    kept = experiment.folder / "report" / "heat_maps" / "heat_maps.parquet"
+    kept.write_bytes(kept.read_bytes()[:-9])
+    with pytest.raises(StoreError, match=r"heat_maps.*remove"):
+        cached_case_pictures(experiment, run, [a])
+    shutil.rmtree(kept.parent)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from dermstack.report.pictures import (
     cached_case_pictures,
     colour,
     data_uri,
+    has_heat_maps,
 )
 from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
 from dermstack.report.units import Scored, run_weights
@@ -129,7 +130,7 @@ def start_hard_cases(
     no_images: bool,
     each: int = 20,
 ) -> Pending[Section]:
-    """Starts what `hard_cases` makes: images and heat maps in a worker process, as importing torch takes seconds."""
+    """Starts what `hard_cases` makes: in a worker process, unless all heat maps were kept, as they take seconds."""
     oof = blend.frame("oof")
     rows = scored.experiment.rows_of(oof["id"])
     oof = oof.assign(target=scored.experiment.target[rows], split_group=scored.experiment.split_group[rows])
@@ -143,6 +144,8 @@ def start_hard_cases(
         note = "This report was made without images." if no_images else note
         return ready(_cases_section(cases, scored, display_name, [(NO_PICTURES, note)]))
     task = partial(cached_case_pictures, experiment, run, list(image_of.values()))
+    if has_heat_maps(experiment, run, list(image_of.values())):  # no torch is needed
+        return Pending(0, lambda progress: _cases_section(cases, scored, display_name, [task()]))
     return start_together([task], experiment.config, partial(_cases_section, cases, scored, display_name))
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
 from stack.experiment import Experiment
 from stack.images import existing_cache
 from stack.net_metadata import encoded_columns
-from stack.store import Run, read_verified_run
+from stack.store import Run, fingerprint, read_run, read_verified_run, write_run
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -26,6 +29,8 @@ Pixels = NDArray[np.uint8]
 PICTURE_SIDE = 160  # pixels
 _COLOUR_MAP = "viridis"  # its colours do not occur in skin and are readable without red-green vision
 HEAT_OPACITY = 0.65  # opacity of the strongest heat
+_MAX_KEPT = 500  # heat maps of earlier reports that are kept
+_HEAT_VERSION = 1  # raise it where kept heat maps would look otherwise
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,54 @@ def _colour_map() -> NDArray[np.float64]:
     return 255 * colormaps[_COLOUR_MAP](np.arange(256))[:, :3]
 
 
+def has_heat_maps(experiment: Experiment, run: Run, ids: Sequence[str]) -> bool:
+    """Whether the heat maps of these images were kept by an earlier report, so that `case_pictures` takes no time."""
+    kept = _kept_heat_maps(experiment, run)
+    return kept is not None and set(ids) <= set(kept)
+
+
 def _heat_overlays(experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels) -> tuple[dict[str, str], str]:
-    """Returns the overlays by id and a note; without heat maps no overlays, and the note says why."""
+    """Returns the overlays by id and a note; without heat maps no overlays, and the note says why.
+
+    They are kept on disk for the next report: which cases it shows depends on the blend, but their heat maps on this
+    run alone, and importing torch takes seconds.
+    """
+    known = _kept_heat_maps(experiment, run) or {}
+    new = [place for place, row_id in enumerate(ids) if row_id not in known]
+    if new:
+        made, note = _new_heat_overlays(experiment, run, [ids[place] for place in new], pixels[new])
+        if note:
+            return {}, note
+        others = [(row_id, heat) for row_id, heat in known.items() if row_id not in set(ids)]
+        known = dict(others[-_MAX_KEPT:]) | {row_id: made.get(row_id) or known[row_id] for row_id in ids}
+        folder = _heat_folder(experiment)
+        shutil.rmtree(folder, ignore_errors=True)  # it can be made again, so it is not set aside
+        frame = pd.DataFrame({"id": list(known), "heat": list(known.values())})
+        write_run(folder, {"kind": "heat_maps", "fingerprint": _heat_inputs(run)}, frames={"heat_maps": frame})
+    return {row_id: known[row_id] for row_id in ids}, ""
+
+
+def _kept_heat_maps(experiment: Experiment, run: Run) -> dict[str, str] | None:
+    """Returns the kept overlays of this run by id; None where there are none, or the run was made again since."""
+    kept = read_run(_heat_folder(experiment))
+    if kept is None or kept.meta.get("fingerprint") != _heat_inputs(run):
+        return None
+    frame = kept.frame("heat_maps")
+    return dict(zip(frame["id"], frame["heat"], strict=True))
+
+
+def _heat_folder(experiment: Experiment) -> Path:
+    return experiment.folder / "report" / "heat_maps"
+
+
+def _heat_inputs(run: Run) -> str:
+    made_of = {"run": run.name, "inputs": run.meta["inputs"], "files": run.meta["files"]}
+    return fingerprint({"version": _HEAT_VERSION, **made_of})
+
+
+def _new_heat_overlays(
+    experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels
+) -> tuple[dict[str, str], str]:
     from dermstack.errors import ImageError
     from image_models.explain import pixel_risk_maps
     from image_models.saved import read_fold_nets
