@@ -243,13 +243,13 @@ def _drift_classifier() -> Callable[..., object]:
 
     Most experiments here have the same table, and without this its 28 fits take half of a small `dermstack stack`.
     """
-    from dermstack.audit import drift
+    from dermstack.audit import adversarial_validation
 
     @functools.lru_cache(maxsize=512)
     def fitted(x: bytes, y: bytes, columns: int, kind: str) -> object:
         return fit(np.frombuffer(x).reshape(-1, columns), np.frombuffer(y, kind))
 
-    fit = drift._fit_classifier
+    fit = adversarial_validation._fit_classifier
     return lambda x, y: fitted(x.tobytes(), y.tobytes(), x.shape[1], y.dtype.str)
 
 
@@ -258,7 +258,7 @@ def drift_fitted_once() -> Iterator[None]:
     """For tests that stack or audit by other ways than `run_cli`, which does the same."""
     from unittest.mock import patch
 
-    with patch("dermstack.audit.drift._fit_classifier", _drift_classifier()):
+    with patch("dermstack.audit.adversarial_validation._fit_classifier", _drift_classifier()):
         yield
 
 
@@ -273,7 +273,7 @@ def run_cli(*arguments: str) -> int:
         patch("sys.argv", ["dermstack", *arguments]),
         patch("typer.main.get_command", _commands),
         patch("dermstack.cli.main._end_workers"),  # the next command uses them
-        patch("dermstack.audit.drift._fit_classifier", _drift_classifier()),
+        patch("dermstack.audit.adversarial_validation._fit_classifier", _drift_classifier()),
     ):
         try:
             main()

@@ -11,8 +11,9 @@ from audited_experiment import COLUMNS, Change, audited_experiment
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-import dermstack.audit.drift
-from dermstack.audit.drift import adversarial_validation, adversarial_validation_p, drift_findings
+import dermstack.audit.adversarial_validation
+from dermstack.audit.adversarial_validation import adversarial_validation, adversarial_validation_p
+from dermstack.audit.drift import drift_findings
 
 
 def older(train: pd.DataFrame, test: pd.DataFrame) -> None:
@@ -75,7 +76,7 @@ def test_only_columns_that_a_tree_splits_are_scored_again_and_the_losses_are_tho
     monkeypatch.setattr(HistGradientBoostingClassifier, "decision_function", spy)
     _, loss = adversarial_validation(x, in_test, group, seed=0)
     assert len(scored) <= 5 * (1 + 5)  # folds, each with its own rows and five columns
-    monkeypatch.setattr(dermstack.audit.drift, "_split_columns", lambda model: set(range(400)))
+    monkeypatch.setattr(dermstack.audit.adversarial_validation, "_split_columns", lambda model: set(range(400)))
     _, of_all = adversarial_validation(x, in_test, group, seed=0)
     assert len(scored) > 5 * 400
     assert np.array_equal(loss, of_all)
