@@ -88,7 +88,8 @@ def _fit(V: Floats, positive: Bools, ridge: float, start: Floats) -> Floats:
         z = V @ theta[:-1] + theta[-1]
         deviation = theta[:-1] - theta[:-1].mean()
         pull = ridge * deviation + ZERO_RIDGE * theta[:-1]
-        gradient = np.append(V.T @ (expit(z) - positive) + pull, np.sum(expit(z) - positive))
+        residual = expit(z) - positive
+        gradient = np.append(V.T @ residual + pull, np.sum(residual))
         return float((np.sum(np.logaddexp(0, z) - positive * z) + theta[:-1] @ pull / 2) / n), gradient / n
 
     bounds = [(0, None)] * runs + [(None, None)]
