@@ -175,6 +175,9 @@ def find_run(runs: Path, name: str) -> Run:
     if ".." in PurePath(name).parts or (run := read_run(place)) is None:  # `runs` itself may have them
         available = sorted(path.parent.name for path in folder.glob("models/*/run.json"))
         hint = f"{experiment} has {', '.join(available)}" if available else f"`dermstack runs` lists the runs in {runs}"
+        if not part and available:  # a name of an experiment alone means its blend
+            one = f"{experiment}/{available[0]}"
+            hint = f"{experiment} has no blend: run `dermstack stack`, or name one of its runs, such as {one}"
         raise StoreError(f"{name}: no complete run: {hint}")
     return run
 

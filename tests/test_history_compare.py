@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,12 @@ def test_an_unknown_run_is_named_with_those_that_there_are(experiment: Experimen
             compare(experiment.config.runs, *pair)
         assert str(error.value).startswith(f"{name}: no complete run")
         assert hint in str(error.value)
+
+
+def test_an_experiment_without_a_blend_says_so(experiment: Experiment) -> None:
+    shutil.rmtree(experiment.folder / "blend")
+    with pytest.raises(StoreError, match=r"elsewhere has no blend: run `dermstack stack`.*such as elsewhere/fair"):
+        compare(experiment.config.runs, "elsewhere", "elsewhere/good")
 
 
 def test_an_unknown_objective_is_named(experiment: Experiment) -> None:
