@@ -121,8 +121,9 @@ def _heat_overlays(experiment: Experiment, run: Run, ids: Sequence[str], pixels:
         made, note = _new_heat_overlays(experiment, run, [ids[place] for place in new], pixels[new])
         if note:
             return {}, note
-        others = [(row_id, heat) for row_id, heat in known.items() if row_id not in set(ids)]
-        known = dict(others[-_MAX_KEPT:]) | {row_id: made.get(row_id) or known[row_id] for row_id in ids}
+        known |= made
+        earlier = [row_id for row_id in known if row_id not in set(ids)][-_MAX_KEPT:]
+        known = {row_id: known[row_id] for row_id in [*earlier, *ids]}
         folder = _heat_folder(experiment)
         shutil.rmtree(folder, ignore_errors=True)  # it can be made again, so it is not set aside
         frame = pd.DataFrame({"id": list(known), "heat": list(known.values())})
