@@ -22,10 +22,11 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import metadata_of_models
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
+from stack.json_files import sha256_once
 from stack.parallel import Pending, start_together
 from stack.plausibility import is_fresh
 from stack.source_estimates import LeaveSourceOut
-from stack.store import Run, atomic, fingerprint, sha256
+from stack.store import Run, atomic, fingerprint
 from stack.unlabelled_labels import rows_input
 
 ROWS, RUNS = "rows", "runs"  # parts of the audit; that of the rows stays as it is where only runs change
@@ -195,7 +196,7 @@ def _inputs_of_parts(experiment: Experiment, runs: Sequence[Run]) -> dict[str, s
 def _inputs_fingerprint(experiment: Experiment) -> str:
     """Returns a fingerprint of everything that the findings on rows depend on."""
     data = experiment.config.data
-    files = {path.name: sha256(path) for path in (data.train, data.test, data.duplicates) if path is not None}
+    files = {path.name: sha256_once(path) for path in (data.train, data.test, data.duplicates) if path is not None}
     return fingerprint({
         "version": _VERSION,
         "rows": [experiment.rows_fingerprint, experiment.metadata_fingerprint],
