@@ -22,12 +22,13 @@ from pydantic import (
 
 from dermstack.errors import ConfigError
 from dermstack.masking import MASK, mask_secrets
+from stack.config_faults import fault_of_value
 from stack.data_config import Data, PredictPer
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resolve_path
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
 from stack.metrics.objective import OBJECTIVES
 from stack.review_config import Review
-from stack.yaml_text import colon_hint, fault_hint, fault_of_value, glued_keys, parse_yaml
+from stack.yaml_text import colon_hint, fault_hint, glued_keys, parse_yaml
 
 _MAX_LISTED = 20  # faults shown of a config
 
