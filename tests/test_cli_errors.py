@@ -222,7 +222,10 @@ def test_clean_asks_first(tmp_path: Path, capsys: Capture, monkeypatch: pytest.M
     assert kept.exists()
 
 
-def test_where_nothing_was_made_runs_says_how_to_begin(tmp_path: Path, capsys: Capture) -> None:
+def test_where_nothing_was_made_runs_says_how_to_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)  # after `make demo` there are experiments in the working folder
     assert run_cli("runs", "--folder", str(tmp_path / "runs")) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "holds no experiment yet: `dermstack oof" in said
