@@ -34,7 +34,7 @@ from stack.predictions import (
     standardised,
     stored_scales,
 )
-from stack.repeats import mean_of_repeats, repeated
+from stack.repeats import fold_name, mean_of_repeats, repeated
 from stack.store import (
     Run,
     fingerprint,
@@ -227,10 +227,7 @@ def _fit_and_predict(
     fold: int,
     repeat: int,
 ) -> dict[str, Any]:
-    """Fits a stacker on one fold's training rows and predicts its held-out rows and the test rows.
-
-    Models of later repeats are not written, as their stackers cannot be bundled.
-    """
+    """Fits a stacker on one fold's training rows and predicts its held-out rows and the test rows."""
     matrix, x_test = filed.read()
     threads = experiment.config.threads
     held, test = experiment.table.train.iloc[matrix.held_rows], experiment.table.test
@@ -238,9 +235,8 @@ def _fit_and_predict(
     bag = kept = fit_fold(experiment, stacker, matrix, fold)
     if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones
         kept = fit_fold(experiment, stacker, matrix, None)
-    if not repeat:
-        folder = experiment.models / stacker.name / f"fold_{fold}"
-        write_fold(folder, kept, matrix.features, {"fold": fold, "chosen": kept.chosen, "shift": kept.shift})
+    folder = experiment.models / stacker.name / fold_name(repeat, fold)
+    write_fold(folder, kept, matrix.features, {"fold": fold, "chosen": kept.chosen, "shift": kept.shift})
     return {
         "oof": prediction_frame(
             held["id"], fold, bag.logit(matrix.held[list(bag.columns)], groups=held["group"], threads=threads)

@@ -119,6 +119,7 @@ WITHOUT_GROUP: dict[str, Any] = {
     "aggregates": False, "neighbours": False, "relative": (), "relative_site": (), "outliers": False,
     "probability_ratio": False,
 }  # fmt: skip
+MAX_REPEATS = 50
 UNEXPLAINED = ("set_transformer", "sklearn")  # kinds without exact contributions of features
 
 
@@ -140,8 +141,8 @@ class Stacker(Strict):
     negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of these models is trained on
     # copies of each positive row; 2.5: two copies, three of a random half of the positive rows
     positives: float = Field(1.0, ge=1, le=1000)
-    # repetitions over other folds with other seeds, whose logits are averaged; such a stacker cannot be bundled
-    repeats: int = Field(1, ge=1, le=50)
+    # repetitions over other folds with other seeds, whose logits are averaged
+    repeats: int = Field(1, ge=1, le=MAX_REPEATS)
     positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss; not for `logistic`
     monotone: bool = False  # constrain a GBDT so that its risk never falls where the p of a run rises
     # largest number of columns that it is fitted on: those of the largest gain in a first LightGBM fit to each fold's

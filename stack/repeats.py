@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stack.experiment import Experiment
 from stack.folds import Folds, assign_balanced_folds, count_groups
@@ -44,6 +45,17 @@ def repeated(experiment: Experiment, repeat: int) -> Experiment:
     )
 
 
+def fold_name(repeat: int, fold: int) -> str:
+    """Returns where a stacker keeps a fold of a repeat, below its own folder; those of the first one lie in that."""
+    return f"fold_{fold}" if repeat == 0 else f"repeat_{repeat}/fold_{fold}"
+
+
+def mean_logit(logits: Sequence[NDArray[np.floating]]) -> NDArray[np.float32]:
+    """Returns the mean over repeats of the logits (n,) of each."""
+    made: NDArray[np.float32] = np.mean([one.astype(np.float64) for one in logits], axis=0).astype(np.float32)
+    return made
+
+
 def mean_of_repeats(frames: Sequence[pd.DataFrame], *, by_fold: bool) -> pd.DataFrame:
     """Returns the first of several predictions (id, fold, logit, p) with the mean of all their logits.
 
@@ -55,10 +67,10 @@ def mean_of_repeats(frames: Sequence[pd.DataFrame], *, by_fold: bool) -> pd.Data
         return first
     keys = _keys(first, by_fold)
     logits = [
-        frame["logit"].to_numpy(np.float64)[row_positions(keys, _keys(frame, by_fold), "the rows of a repeat")]
+        frame["logit"].to_numpy(np.float32)[row_positions(keys, _keys(frame, by_fold), "the rows of a repeat")]
         for frame in frames
     ]
-    return prediction_frame(first["id"], first["fold"].to_numpy(), np.mean(logits, axis=0).astype(np.float32))
+    return prediction_frame(first["id"], first["fold"].to_numpy(), mean_logit(logits))
 
 
 def _keys(frame: pd.DataFrame, by_fold: bool) -> pd.Series:

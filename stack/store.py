@@ -95,13 +95,16 @@ class Run:
         return path
 
 
+_PARTS = ("fold_*", "fold_*/seed_*", "repeat_*/fold_*")  # folders of a run that are runs of their own
+
+
 def read_verified_run(folder: Path) -> Run | None:
-    """Reads a run as `read_run` does, and checks every file of the run, its folds and their nets.
+    """Reads a run as `read_run` does, and checks every file of the run, its folds, their nets and its repeats.
 
     Raises StoreError that names the changed or missing file, what to remove and what to run.
     """
     run = read_run(folder)
-    folders = [*sorted(folder.glob("fold_*")), *sorted(folder.glob("fold_*/seed_*"))]
+    folders = [one for pattern in _PARTS for one in sorted(folder.glob(pattern))]
     parts = [run, *map(read_run, folders)] if run else []
     for part in parts:
         if part is not None:

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import load, save
 
 from dermstack.errors import BundleError
-from dermstack.serve.bundle import MANIFEST, read_bundle, write_manifest, zip_bundle
+from dermstack.serve.bundle import FORMAT, MANIFEST, read_bundle, write_manifest, zip_bundle
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import read_promise
 from dermstack.serve.patient import Ensemble, Photo, read_patient
@@ -134,7 +134,7 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, unpacked: Path, bundled_exper
     for text, says in (
         ("{}", "damaged"),
         ("[]", "damaged"),
-        (json.dumps({**content, "format": 4}), "a newer dermstack"),
+        (json.dumps({**content, "format": FORMAT + 1}), "a newer dermstack"),
     ):
         (unpacked / MANIFEST).write_text(text)
         with pytest.raises(BundleError, match=says):

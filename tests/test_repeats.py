@@ -1,4 +1,4 @@
-"""Repeats of a stacker over other folds: honest, averaged, and refused where they cannot be used."""
+"""Repeats of a stacker over other folds: honest, averaged, bundled, and refused where they cannot be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from conftest import assert_predicts_as_submitted, run_cli, small_config
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
@@ -140,17 +139,10 @@ def test_a_study_beside_repeats_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_a_bundle_refuses_repeats_by_name_and_takes_copies_of_positives(
-    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bundle_has_the_models_of_every_repeat(small_data: Path, tmp_path: Path) -> None:
+    """With image models, whose embeddings and logits are those of the first folds in every repeat."""
     stackers = [GBDT | {"repeats": 2}, {"name": "line", "kind": "logistic", "positives": 2.5, "negatives": 0.8}]
     config = small_config(small_data, tmp_path, stackers=stackers)
     for step in ("oof", "stack"):
         assert run_cli(step, "-c", str(config), "-q") == 0
-    assert run_cli("bundle", "-c", str(config), "--out", str(tmp_path / "b.zip")) == 2
-    assert "gbdt: `repeats: 2` cannot be bundled" in " ".join(capsys.readouterr().err.split())
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    settings["stackers"][0]["repeats"] = 1
-    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     assert_predicts_as_submitted(config, small_data / "images", small_data / "test.csv")

@@ -340,9 +340,10 @@ def test_noise_lies_far_and_the_test_rows_do_not(bundle: Bundle, rows: NewRows, 
 
 def test_level_2_and_blend_come_back_with_every_fold(bundle: Bundle) -> None:
     fitted = read_fitted(bundle)
-    assert list(fitted.bags) == ["gbdt", "line"]
-    assert {len(bags) for bags in fitted.bags.values()} == {len(fitted.features)} == {bundle.folds} == {3}
-    assert [len(bag.models) for bag in fitted.bags["gbdt"]] == [2, 2, 2]
+    (stage,) = fitted.stages
+    assert list(stage.models) == ["gbdt", "line"] == list(fitted.stackers)
+    assert [len(features) for features in stage.features] == [3] == [bundle.folds]
+    assert [[len(bag.models) for bag in repeat] for repeat in stage.models["gbdt"]] == [[2, 2, 2]]
 
 
 def test_missing_pictures_are_counted_and_named(bundle: Bundle, small_data: Path, tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ from stack.units import unit_columns, unit_name
 FORMAT_OF_IMAGES = 1
 FORMAT_OF_UNITS = 2  # one prediction for each unit of several images
 FORMAT_OF_TABLES = 3  # no image model
-FORMAT = FORMAT_OF_TABLES
+FORMAT_OF_REPEATS = 4  # stackers of several repeats
+FORMAT = FORMAT_OF_REPEATS
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 23  # bytes
 MAX_JSON = 1 << 25  # bytes of any other JSON file: Python takes up to thirty times as many for what is in it
@@ -119,6 +120,11 @@ class Bundle:
             ImageRun(run["name"], run["kind"], run_settings(run["settings"]), tuple(run["positive"]))
             for run in self.manifest["image_runs"]
         ]
+
+    @property
+    def level1_names(self) -> tuple[str, ...]:
+        """The runs of level 1, in the order of the blend's columns."""
+        return tuple(run["name"] for run in self.manifest["image_runs"])
 
     @property
     def takes_images(self) -> bool:
@@ -306,6 +312,8 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
 
 
 def _format_of(content: Mapping[str, Any]) -> int:
+    if any(stacker.get("repeats", 1) > 1 for stacker in content["stackers"]):
+        return FORMAT_OF_REPEATS
     if not content["image_runs"]:
         return FORMAT_OF_TABLES
     return FORMAT_OF_UNITS if content.get("predict_per") else FORMAT_OF_IMAGES
@@ -412,7 +420,7 @@ def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
         written, inside = manifest["format"], all(is_inside(name) for name in dict(manifest["files"]))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}): {_ADVICE}") from error
-    if written not in (FORMAT_OF_IMAGES, FORMAT_OF_UNITS, FORMAT_OF_TABLES):
+    if written not in range(FORMAT_OF_IMAGES, FORMAT + 1):
         newer = "a newer dermstack" if isinstance(written, int) and written > FORMAT else "another dermstack version"
         raise BundleError(
             f"{path} has format {str(written)[:20]}, this dermstack reads up to {FORMAT}: use {newer}, or bundle again"

@@ -30,6 +30,7 @@ from stack.metrics.measures import jsonable
 from stack.metrics.subgroups import columns_to_cut, with_skin_tone
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json
 from stack.predictions import predictions_of, read_embeddings
+from stack.repeats import repeated
 from stack.store import Run, row_positions
 from stack.unit_rows import scored_experiment, unit_rows
 
@@ -118,11 +119,19 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run], out: 
     unit, places_of_units, scored = _units_of_rows(experiment, rows)
     y, groups = scored.target[places_of_units], scored.split_group[places_of_units]
     logits, nets = predictions.oof[places], predictions.nets[places]
-    fold = experiment.folds.frame["fold"].to_numpy()[rows]
+    folds = np.stack(
+        [repeated(experiment, repeat).folds.frame["fold"].to_numpy()[rows] for repeat in range(fitted.repeats)]
+    )
     z = {name: embedding.oof[rows] for name, embedding in read_embeddings(experiment, runs).items()}
+    of_all = np.column_stack([nets, *(folds[0] for _ in fitted.stackers)])
+
+    def scores(frame: pd.DataFrame, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Returns the scores of rows or units, each by the models that held it out."""
+        return fitted.score_held_out(fitted.logits(frame, logits, nets, z, folds), of_all, unit)
+
     optional = [name for name in OPTIONAL_COLUMNS if bundle.columns.get(name) not in bundle.unit_columns]
     with_role = [name for name in optional if name == "group" or (name in used and frame[name].notna().any())]
-    full = _out_of_fold_scores(fitted, frame, logits, fold, z, unit)
+    full = scores(frame, logits)
     order = _most_used_first(bundle, fitted, inputs)
     first, rest = tuple(order[:MAX_MEASURED]), tuple(order[MAX_MEASURED:])
     possible = [
@@ -134,7 +143,7 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run], out: 
     costs = []
     with out.bar("cost of missing columns", len(column_sets), "sets") as progress:
         for names, change in zip(column_sets, changes, strict=True):
-            reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, fold, z, unit)
+            reduced = scores(_drop_columns(frame, names, bundle), logits + change)
             cost = paired_difference(experiment.config.objective, y, reduced, full, groups)
             costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
             progress(1)
@@ -170,16 +179,17 @@ def _cost_rows(groups: NDArray[np.object_]) -> NDArray[np.intp]:
 def _most_used_first(bundle: Bundle, fitted: FittedEnsemble, inputs: Mapping[str, str]) -> list[str]:
     """Orders columns without a role by their share of what stackers gain from features, and of nets' metadata."""
     share = dict.fromkeys(inputs, 0.0)
-    fields = [features.field_ for features in fitted.features]
     names = {csv: name for name, csv in inputs.items()}
     of_field = {
         field: [names[csv] for csv in parts if csv in names] for field, parts in bundle.table_columns.made_of.items()
     }
-    for bags in fitted.bags.values():
-        for field_of, bag in zip(fields, bags, strict=True):
-            for feature, gain in bag.gains.items():
-                for name in of_field.get(field_of.get(feature, feature), ()):
-                    share[name] += gain / len(bags)
+    for stage in fitted.stages:
+        for models in stage.models.values():
+            for features, bags in zip(stage.features, models, strict=False):  # a stage has the most repeats of them
+                for of_fold, bag in zip(features, bags, strict=True):
+                    for feature, gain in bag.gains.items():
+                        for name in of_field.get(of_fold.field_.get(feature, feature), ()):
+                            share[name] += gain / (len(models) * len(bags))
     for run in bundle.image_runs:
         asked = [str(name) for name in run.settings["metadata"]]
         taken = [name for name, csv in inputs.items() if any(fits(csv, pattern) for pattern in asked)]
@@ -373,27 +383,3 @@ def _head_logits(
     metadata = [encoder.transform(frame) for frame in frames]
     weights = fold_folder(bundle, run, fold) / WEIGHTS
     return head_logits(weights, run.settings, z, metadata, positive=run.positive, read=bundle.read_path)
-
-
-def _out_of_fold_scores(
-    fitted: FittedEnsemble,
-    frame: pd.DataFrame,
-    logits: NDArray[np.float32],
-    fold: NDArray[np.int8],
-    z: dict[str, NDArray[np.floating]],
-    unit: NDArray[np.intp] | None,
-) -> NDArray[np.float64]:
-    """Returns scores (n,) of training rows, each by the models of its own fold; no group extends over two folds.
-
-    With the ``unit`` 0, 1, … of each row, the scores are those of units.
-    """
-    score = np.empty(len(frame) if unit is None else unit.max() + 1)
-    for number in np.unique(fold).tolist():
-        rows = np.flatnonzero(fold == number)
-        made = fitted.fold_logits(number, frame.iloc[rows], logits[rows], {name: own[rows] for name, own in z.items()})
-        if unit is None:
-            score[rows] = fitted.blend_fold(number, made)
-        else:
-            of_fold, code = np.unique(unit[rows], return_inverse=True)
-            score[of_fold] = fitted.blend_fold(number, made, code)
-    return score

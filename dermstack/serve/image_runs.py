@@ -31,6 +31,12 @@ class Level1:
     logits: NDArray[np.float32]  # (folds, n, runs)
     z: dict[str, NDArray[np.floating]]  # by run: (folds, n, r) aligned components, or (n, d) of a frozen backbone
 
+    @property
+    def nets(self) -> NDArray[np.int8]:
+        """The fold network that made the logits, (folds, runs)."""
+        folds, _, runs = self.logits.shape
+        return np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
+
     def fold_embeddings(self, fold: int, frozen: Collection[str]) -> dict[str, NDArray[np.floating]]:
         """Returns the embeddings of one fold's networks by run: (n, r), or (n, d) for a run in ``frozen``."""
         return {name: values if name in frozen else values[fold] for name, values in self.z.items()}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 from image_models.settings import is_own_backbone
 from stack.data_config import Pooling
 from stack.image_config import ImageModel, Name
-from stack.level2_config import Features
+from stack.level2_config import MAX_REPEATS, Features
 from stack.metrics.own_metric import NAME_PATTERN
 from stack.metrics.risk_control import LOWER_AIMS, UPPER_AIMS
 from stack.metrics.scores import Objective
@@ -62,7 +62,8 @@ class _ImageRun(_StrictModel):
 class _Stacker(_StrictModel):
     name: Name
     kind: Literal["lightgbm", "xgboost", "catboost", "logistic", "set_transformer"]
-    shifts: list[FiniteFloat]
+    repeats: int = Field(1, ge=1, le=MAX_REPEATS)  # assignments of the groups to folds that it was fitted over
+    shifts: list[FiniteFloat]  # one for each fold, those of the first repeat first
 
 
 _Scales = dict[Name, dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]]
@@ -209,8 +210,8 @@ class Manifest(_StrictModel):
             raise ValueError("a run is named twice, or `embeddings` names an unknown run")
         if not names:
             raise ValueError("it names no model")
-        if any(len(stacker.shifts) != self.folds for stacker in self.stackers):
-            raise ValueError(f"a stacker does not have {self.folds} shifts, one for each fold")
+        if any(len(stacker.shifts) != self.folds * stacker.repeats for stacker in self.stackers):
+            raise ValueError(f"a stacker does not have {self.folds} shifts for each repeat, one for each fold")
         features = Features.model_validate(self.features)
         if features.python is not None:
             raise ValueError("features.python names code, which a bundle may not")

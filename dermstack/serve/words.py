@@ -8,8 +8,9 @@ import pandas as pd
 
 from dermstack.errors import BundleError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import CONTENT_ERRORS, FEATURES
+from dermstack.serve.ensemble import CONTENT_ERRORS
 from dermstack.serve.image_runs import net_encoder, short_text
+from dermstack.serve.stages import FEATURES
 from stack.fallback import FOLDER
 from tabular.encode import MetadataEncoder
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ import yaml
 from dermstack.errors import BundleError, ImageError
 from dermstack.serve.bundle import MANIFEST, Bundle, write_manifest, zip_bundle
 from dermstack.serve.distilled import distilled
-from dermstack.serve.ensemble import FEATURES, SECOND_FEATURES
 from dermstack.serve.expectations import COSTS_FILE, measure_costs, measure_promise, write_promise
 from dermstack.serve.image_runs import encoded_metadata, fold_folder
 from dermstack.serve.novelty import fit_novelty, write_novelty
 from dermstack.serve.questions import write_ranges
 from dermstack.serve.review import review_entry
+from dermstack.serve.stages import FEATURES, SECOND_FEATURES
 from image_models.dataset import CachedImages
 from image_models.net_files import BACKBONE, WEIGHTS, net_folder, weights_beside
 from image_models.saved import read_fold_nets
@@ -38,7 +39,9 @@ from stack.images import with_images
 from stack.level1 import level1_runs
 from stack.level2_config import Stacker, is_second_stage, source_names
 from stack.level2_inputs import stacker_inputs, with_source_stackers
+from stack.repeats import fold_name
 from stack.store import LOCK_FILE, Run, error_with_path, locked, read_run, write_json
+from stack.stored_features import FEATURES_FILE
 from stack.submission import blend_inputs
 from stack.unit_rows import scored_experiment
 
@@ -228,12 +231,6 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
                     f"pickles, which run code when they are read: set `enabled: false` for {stacker.name} and run "
                     f"`{experiment.command('stack')}`, which blends without it"
                 )
-            if stacker.repeats > 1:
-                raise BundleError(
-                    f"{stacker.name}: `repeats: {stacker.repeats}` cannot be bundled, as a bundle has the features and "
-                    f"models of one set of folds: set `repeats: 1` (more `bags` can be bundled) and run "
-                    f"`{experiment.command('stack')}`"
-                )
             run = read_run(experiment.models / stacker.name)
             if run is None or run.meta["inputs"] != stacker_inputs(experiment, stacker, sources):
                 raise BundleError(f"{stacker.name} is {'stale' if run else 'missing'}: {again}")
@@ -283,21 +280,22 @@ def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
 def _copy_stacker(run: Run, folds: int, bundle: Path, features: str) -> list[float]:
     """Copies the models of every fold, and what stackers share: alignment and, into the folder ``features``, features.
 
-    Returns the logit shifts.
+    Returns the logit shifts, those of the first repeat first.
     """
     shifts = []
     for name in run.meta["files"]:
         if name.endswith(".npy"):
             _copy_shared(run.verified_path(name), bundle / "alignment", run.name)
-    for fold in range(folds):
-        fold_run = read_run(run.folder / f"fold_{fold}")
-        if fold_run is None:
-            raise BundleError(f"{run.folder}/fold_{fold} is missing: remove {run.folder} and run `dermstack stack`")
+    for repeat, fold in product(range(run.meta["settings"].get("repeats", 1)), range(folds)):
+        place = fold_name(repeat, fold)
+        fold_run = read_run(run.folder / place)
+        if fold_run is None:  # an earlier dermstack kept the models of the first repeat alone
+            raise BundleError(f"{run.folder / place} is missing: remove {run.folder} and run `dermstack stack`")
         for name in fold_run.meta["files"]:
-            if name == "features.json" or name.endswith(".npy"):
-                _copy_shared(fold_run.verified_path(name), bundle / features / f"fold_{fold}", run.name)
+            if name == FEATURES_FILE or name.endswith(".npy"):
+                _copy_shared(fold_run.verified_path(name), bundle / features / place, run.name)
             else:
-                _copy(fold_run.verified_path(name), bundle / "stackers" / run.name / f"fold_{fold}")
+                _copy(fold_run.verified_path(name), bundle / "stackers" / run.name / place)
         shifts.append(float(fold_run.meta["shift"]))
     return shifts
 
@@ -362,7 +360,7 @@ def _manifest(
             }
             for run in image_runs
         ],
-        "stackers": [{"name": run.name, "kind": run.meta["kind"], "shifts": shifts[run.name]} for run in stackers],
+        "stackers": [_stacker_entry(run, shifts[run.name]) for run in stackers],
         "scales": scales,
         **({"second_stage": _second_stage_entry(config, second)} if second else {}),
         "training": {
@@ -372,6 +370,14 @@ def _manifest(
         },
         **_units_entry(config, blend),
     }
+
+
+def _stacker_entry(run: Run, shifts: list[float]) -> dict[str, Any]:
+    """Returns the manifest's entry on a stacker, with ``shifts`` of its logits by repeat and fold."""
+    repeats = run.meta["settings"].get("repeats", 1)
+    return {
+        "name": run.name, "kind": run.meta["kind"], **({"repeats": repeats} if repeats > 1 else {}), "shifts": shifts
+    }  # fmt: skip
 
 
 def _units_entry(config: Config, blend: Run) -> dict[str, Any]:

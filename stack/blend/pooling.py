@@ -65,7 +65,7 @@ def pool_predictions(
         pool_unseen(predictions, of_test, pooling),
         rows=units,
         oof=pool_logits(predictions.oof, code, pooling).astype(np.float32),
-        nets=np.tile(_net_of_units(predictions.nets, code), (1, columns_of(pooling))),
+        nets=nets_of_units(predictions.nets, code, pooling),
         groups=None if predictions.groups is None else predictions.groups[first_of_units(code)],
         alone=None,
     )
@@ -144,12 +144,12 @@ def first_of_units(code: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.unique(code, return_index=True)[1]
 
 
-def _net_of_units(nets: NDArray[np.int8], code: NDArray[np.intp]) -> NDArray[np.int8]:
-    """Returns the net (units, runs) that predicted each unit: one, as a unit lies in one fold.
+def nets_of_units(nets: NDArray[np.int8], code: NDArray[np.intp], pooling: str) -> NDArray[np.int8]:
+    """Returns the net that predicted each unit, (units, pooled columns): one a run, as a unit lies in one fold.
 
-    Only an imported run whose folds are not the experiment's may have several nets for a unit of merged groups; the
-    lowest then stands for all.
+    ``code`` (n,) is the unit 0, 1, … of each row. Only an imported run whose folds are not the experiment's may have
+    several nets for a unit of merged groups; the lowest then stands for all.
     """
     lowest = np.full((code.max() + 1, nets.shape[1]), np.iinfo(nets.dtype).max, nets.dtype)
     np.minimum.at(lowest, code, nets)
-    return lowest
+    return np.tile(lowest, (1, columns_of(pooling)))

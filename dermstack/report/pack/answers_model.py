@@ -343,8 +343,6 @@ def unbundled(e: Evidence) -> list[str]:
         reasons.append(f"{listed(own)} {'has' if len(own) == 1 else 'have'} a network of the author's own code")
     if other := [run for run in stackers(e) if run.kind == "sklearn"]:
         reasons.append(f"{names(other)} is a classifier of scikit-learn")
-    if repeated := [run for run in stackers(e) if run.meta.get("settings", {}).get("repeats", 1) > 1]:
-        reasons.append(f"{names(repeated)} is fitted over several assignments to folds")
     if e.config.all_features.python is not None:
         reasons.append("features are computed by a function of the author's own")
     return reasons
