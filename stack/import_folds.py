@@ -107,6 +107,11 @@ def net_numbers(labels: pd.Series, fold: FoldMatch, path: Path, columns: Importe
     return numbers
 
 
+def net_label(label: object) -> str:
+    """Returns the name of a fold net as text: numbers that are equal have the same."""
+    return f"{label:g}" if isinstance(label, int | float | np.number) else str(label)
+
+
 def check_nets(ids: pd.Series, numbers: NDArray[Any], expected: pd.Series, path: Path, *, what: str) -> None:
     """Raises DataError unless each net has each of the expected rows once, and no other."""
     place = positions_of(ids, expected)

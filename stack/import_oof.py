@@ -18,7 +18,7 @@ from stack.console import Out
 from stack.doubts import doubts
 from stack.experiment import Experiment, write_rows
 from stack.image_config import NAME_PATTERN
-from stack.import_folds import FoldMatch, check_nets, match_rows, net_numbers
+from stack.import_folds import FoldMatch, check_nets, match_rows, net_label, net_numbers
 from stack.keys import contained, keys_as_in
 from stack.metrics.resolution import clip_limits, clipped_logit
 from stack.plausibility import FACTS_TITLE, facts_table, is_fresh, run_facts
@@ -164,6 +164,7 @@ def check_source(experiment: Experiment, source: Source, files: Files) -> Checke
         "excluded": options.exclude,
         "foreign_folds": fold.foreign,
         "test_averaged": averaged,
+        "nets": {net_label(label): fold_of_net for label, fold_of_net in fold.theirs.items()},
         "read_as": read_as(source),
     }
     return Checked(source.name, frames, meta)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import run_cli, small_config
+from conftest import run_cli
 from PIL import Image
 from safetensors.numpy import load, save
 
@@ -166,20 +166,6 @@ def test_a_bundle_is_of_what_the_config_says_today(
     assert "exists already" in capsys.readouterr().err
     assert run_cli("bundle", "-c", str(config), "--out", str(target), "--replace", "-q") == 0
     assert read_bundle(target).fingerprint == read_bundle(bundled_experiment / "bundle.zip").fingerprint
-
-
-def test_predictions_made_elsewhere_can_not_be_bundled(
-    bundled_experiment: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    shutil.copytree(bundled_experiment / "runs", tmp_path / "runs")
-    config = small_config(small_data, tmp_path, stackers=[], image_models=[])
-    for part in ("oof", "test"):
-        rows = pd.read_parquet(bundled_experiment / f"runs/small/models/still/{part}.parquet")
-        rows.rename(columns={"id": "image_name"}).to_csv(tmp_path / f"{part}.csv", index=False)
-    files = ["--oof", str(tmp_path / "oof.csv"), "--test", str(tmp_path / "test.csv")]
-    assert run_cli("import-oof", "theirs", "-c", str(config), *files, "-q") == 0
-    assert run_cli("bundle", "-c", str(config), "--out", str(tmp_path / "b.zip"), "-q") == 2
-    assert "theirs: imported predictions cannot be computed for new images" in capsys.readouterr().err
 
 
 def test_the_bytes_that_are_read_are_those_that_are_hashed(unpacked: Path) -> None:

@@ -317,7 +317,7 @@ def test_doubts_of_models_are_no_agreement_between_raters() -> None:
 
 def test_what_cannot_be_bundled_is_not_said_to_be() -> None:
     imported = made_evidence(runs=[Model("net", "imported", 1, {})])
-    assert "are not here" in told(imported, "specification")
+    assert "The models behind net are not in it: their predictions must be given." in told(imported, "specification")
     table_alone, with_net = (
         made_evidence(runs=made_evidence().runs[1:]),
         made_evidence(runs=[Model("net", "image", 1, {})]),

@@ -124,14 +124,14 @@ def test_rows_in_several_parts_have_the_scores_of_one(
 
 def test_what_is_given_in_vain_and_what_is_missing_is_named(made: Made, bundled_experiment: Path) -> None:
     csv = made.folder / "test.csv"
-    with pytest.raises(ConfigError, match="leave out --images, and name the csv with --metadata"):
+    with pytest.raises(ConfigError, match="leave out --images, and name the csv with the rows"):
         read_new_rows(made.bundle, made.folder, csv)
     with pytest.raises(ConfigError, match="--metadata is missing"):
         read_new_rows(made.bundle, None, None)
     of_images = read_bundle(bundled_experiment / "bundle.zip")
     with pytest.raises(ConfigError, match="--images is missing"):
         read_new_rows(of_images, None, csv)
-    with pytest.raises(BundleError, match="predicts every row from the table alone, so leave out --on-unreadable"):
+    with pytest.raises(BundleError, match="no image can be unreadable: leave out --on-unreadable"):
         read_bundled_fallback(made.bundle)
     with pytest.raises(DataError, match="read_row"):
         read_patient(Ensemble(made.bundle), [Photo("a.png", b"")])

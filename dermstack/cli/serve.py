@@ -63,6 +63,15 @@ LabelledMetadataOption = Annotated[
         help="A csv of the same ids with group, age, sex and site, named as in training; default: the labels csv."
     ),
 ]
+PredictionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--predictions",
+        metavar="NAME=FILE",
+        help="The predictions of an imported run for these rows, in a file like the test file that was imported; once "
+        "for each imported run, or a folder of files with their names.",
+    ),
+]
 JobsOption = Annotated[int, typer.Option(min=1, help="Number of processes that decode images.")]
 
 
@@ -111,6 +120,8 @@ def bundle(
     n_bytes = sum(file["bytes"] for file in made.manifest["files"].values())
     of_images, of_level2 = len(made.image_runs), len(made.manifest["stackers"])
     nets = f"{of_images} image model{'s' * (of_images > 1)}" if made.takes_images else "no image model"
+    if imported := len(made.imported_runs):
+        nets += f", {imported} imported run{'s' * (imported > 1)} whose predictions must be given"
     out.say(
         f"{target}: {nets}, {of_level2} stacker{'s' * (of_level2 != 1)}, the blend and its calibration in "
         f"{len(made.manifest['files'])} files, {n_bytes / 2**20:,.1f} MiB; id {made.fingerprint}"
@@ -149,6 +160,7 @@ def predict(
     work: Annotated[
         Path | None, typer.Option(help="Folder for finished parts until all are complete; default: beside the csv.")
     ] = None,
+    predictions: PredictionsOption = None,
     on_unreadable: UnreadableOption = "refuse",
     similar_names: SimilarOption = False,
     follow_links: LinksOption = False,
@@ -163,15 +175,18 @@ def predict(
     Uses the inference path of training. An interrupted command resumes when it is run again.
     """
     from dermstack.serve.bundle import read_bundle
+    from dermstack.serve.imported_runs import given_predictions
     from dermstack.serve.new_rows import PREDICT_NAMES
-    from dermstack.serve.predict import OutputFiles, predict_to_files
+    from dermstack.serve.predict_files import OutputFiles, predict_to_files
     from stack.console import Out
 
+    opened = read_bundle(bundle)
     predict_to_files(
-        read_bundle(bundle), images, metadata, Out(quiet=quiet),
+        opened, images, metadata, Out(quiet=quiet),
         OutputFiles(out_csv, submission=submission, sample=sample, work=work),
         device=device, n_jobs=n_jobs, on_unreadable=on_unreadable, strict=strict, swap_red_blue=swap_red_blue,
         files=replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links),
+        predictions=given_predictions(opened, predictions or []),
     )  # fmt: skip
 
 
@@ -186,6 +201,7 @@ def evaluate(
     metadata: LabelledMetadataOption = None,
     id_column: IdColumnOption = None,
     target_column: TargetColumnOption = None,
+    predictions: PredictionsOption = None,
     on_unreadable: UnreadableOption = "refuse",
     similar_names: SimilarOption = False,
     follow_links: LinksOption = False,
@@ -201,6 +217,7 @@ def evaluate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import evaluate_to_files, read_labelled_rows
+    from dermstack.serve.imported_runs import given_predictions
     from dermstack.serve.new_rows import PREDICT_NAMES, report_rows, tolerant
     from dermstack.serve.predict import drops_unreadable
     from stack.console import Out
@@ -208,15 +225,16 @@ def evaluate(
     drops_unreadable(on_unreadable)  # refuses other words before any work
     opened = read_bundle(bundle)
     files, out = replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links), Out(quiet=quiet)
+    given = given_predictions(opened, predictions or [])
     rows, targets = read_labelled_rows(
         opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files,
-        swap_red_blue=swap_red_blue,
+        swap_red_blue=swap_red_blue, predictions=given,
     )  # fmt: skip
     report_rows(opened, rows, images, metadata or labels, out, files=files, strict=strict)
     rows = tolerant(rows, on_unreadable)
     evaluate_to_files(
         opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable,
-        inputs=[labels, metadata],
+        inputs=[labels, metadata, *(path for paths in given.values() for path in paths)],
     )  # fmt: skip
 
 
@@ -247,6 +265,7 @@ def recalibrate(
     metadata: LabelledMetadataOption = None,
     id_column: IdColumnOption = None,
     target_column: TargetColumnOption = None,
+    predictions: PredictionsOption = None,
     on_unreadable: UnreadableOption = "refuse",
     similar_names: SimilarOption = False,
     follow_links: LinksOption = False,
@@ -263,6 +282,7 @@ def recalibrate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import read_labelled_rows
+    from dermstack.serve.imported_runs import given_predictions
     from dermstack.serve.new_rows import PREDICT_NAMES, read_new_rows, report_rows, tolerant
     from dermstack.serve.predict import PredictOptions, drops_unreadable
     from dermstack.serve.recalibrate import (
@@ -291,15 +311,17 @@ def recalibrate(
     rows = targets = None
     if number is None or images is not None or metadata is not None:
         files = replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links)
+        given = given_predictions(opened, predictions or [])
         if labels:
             rows, targets = read_labelled_rows(
                 opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files,
-                swap_red_blue=swap_red_blue, purpose="recalibration",
+                swap_red_blue=swap_red_blue, purpose="recalibration", predictions=given,
             )  # fmt: skip
         else:
             rows = read_new_rows(
-                opened, images, metadata, id_column=id_column, files=files, swap_red_blue=swap_red_blue
-            )
+                opened, images, metadata, id_column=id_column, files=files, swap_red_blue=swap_red_blue,
+                predictions=given,
+            )  # fmt: skip
         report_rows(opened, rows, images, metadata or labels, out, files=files, strict=strict)
         rows = tolerant(rows, on_unreadable)
     options = PredictOptions(device, n_jobs, on_unreadable=on_unreadable)

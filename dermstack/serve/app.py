@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dermstack.errors import ConfigError, DataError, DermstackError
 from dermstack.report.review import band_sentences
 from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
+from dermstack.serve.imported_runs import imported_with_images, made_from
 from dermstack.serve.patient import Ensemble, Photo, Reading, read_patient, read_row
 from dermstack.serve.standings import percent
 from image_models.io.decode import SUFFIXES
@@ -62,6 +63,8 @@ def make_app(ensemble: Ensemble, *, host: str = "127.0.0.1") -> ASGIApp:
         name: ((_HERE / name).read_bytes(), kind)
         for name, kind in (("app.css", "text/css"), ("app.js", "text/javascript"), ("app.svg", "image/svg+xml"))
     }
+    if ensemble.bundle.takes_images and ensemble.bundle.imported_runs:
+        raise ConfigError(imported_with_images(ensemble.bundle))
     page = _Page(ensemble)
 
     async def asset(request: Request) -> Response:
@@ -123,14 +126,12 @@ class _Page:
     async def answer(self, request: Request) -> Response:
         """Returns the predictions for the sent images, or the errors in the input."""
         try:
-            form = await request.form(
-                max_files=MAX_PICTURES, max_fields=2 * MAX_PICTURES + 9 + len(self.ensemble.questions)
-            )
+            names = self._further
+            form = await request.form(max_files=MAX_PICTURES, max_fields=2 * MAX_PICTURES + 9 + len(names))
         except (ValueError, LookupError) as error:  # what the parser does not see as a fault of its input
             raise HTTPException(400, "The form cannot be read: send it with a browser.") from error
         try:
             known = {name: str(form.get(name) or "") for name in ("age", "sex", "site", "unit", "together")}
-            names = [f"column_{number}" for number in range(len(self.ensemble.questions))]
             known |= {name: str(form.get(name) or "") for name in names}
             filled: dict[str, str | bool] = {**known, "together": known["together"] == "yes"}
             try:
@@ -164,7 +165,10 @@ class _Page:
         if not self.ensemble.bundle.takes_images:
             return await run_in_threadpool(
                 read_row, self.ensemble, age=_age(known["age"]), sex=known["sex"] or None, site=known["site"] or None,
-                values=values,
+                values=values, predictions={
+                    run.name: _number(known[f"prediction_{number}"], f"prediction of {run.name}")
+                    for number, run in enumerate(self.ensemble.bundle.imported_runs)
+                },
             )  # fmt: skip
         files = [part for part in form.getlist("pictures") if isinstance(part, UploadFile) and part.filename]
         sites = [str(part) for part in form.getlist("site_of")]
@@ -181,6 +185,12 @@ class _Page:
             read_patient, self.ensemble, photos, age=_age(known["age"]), sex=known["sex"] or None,
             together=known["together"] == "yes", values=values,
         )  # fmt: skip
+
+    @property
+    def _further(self) -> list[str]:
+        """Names of the form's fields for columns without a role and for imported runs."""
+        counts = {"column": len(self.ensemble.questions), "prediction": len(self.ensemble.bundle.imported_runs)}
+        return [f"{kind}_{number}" for kind, count in counts.items() for number in range(count)]
 
     @property
     def _together(self) -> bool:
@@ -206,6 +216,8 @@ class _Page:
                 choices=ensemble.choices,
                 takes_age=ensemble.takes_age,
                 questions=list(enumerate(ensemble.questions)),
+                imported=list(enumerate(ensemble.bundle.imported_runs)),
+                made_from=made_from(ensemble.bundle),
                 asked_first=MAX_ASKED,
                 group=ensemble.group if ensemble.bundle.takes_images else None,
                 takes_images=ensemble.bundle.takes_images,
@@ -229,12 +241,17 @@ class _Page:
 
 
 def _age(text: str) -> float | None:
+    return _number(text, "age", "years")
+
+
+def _number(text: str, what: str, unit: str = "a number") -> float | None:
+    """Returns the number of a field; None where it is empty. Raises DataError for other text."""
     if not text.strip():
         return None
     try:
         return float(text)
     except ValueError as error:
-        raise DataError(f"age {text!r} is not a number: give years, or leave it empty") from error
+        raise DataError(f"{what} {text!r} is not a number: give {unit}, or leave it empty") from error
 
 
 def _data_uri(content: bytes) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermstack.errors import BundleError, StoreError
-from dermstack.serve.manifest import Manifest, is_inside, run_settings
+from dermstack.serve.manifest import ImageRun, ImportedRun, Manifest, image_runs, imported_runs, is_inside
 from stack.columns import TableColumns
 from stack.data_config import ColumnRules, PredictPer
 from stack.metrics.review_band import Band, band_from_record
@@ -33,7 +33,7 @@ from stack.units import unit_columns, unit_name
 FORMAT_OF_IMAGES = 1
 FORMAT_OF_UNITS = 2  # one prediction for each unit of several images
 FORMAT_OF_TABLES = 3  # no image model
-FORMAT_OF_REPEATS = 4  # stackers of several repeats
+FORMAT_OF_REPEATS = 4  # stackers of several repeats, or imported runs
 FORMAT = FORMAT_OF_REPEATS
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 23  # bytes
@@ -46,16 +46,6 @@ _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError, RuntimeError,
     ValueError, LookupError, MemoryError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ImageRun:
-    """One image model of a bundle: its settings as in the config, and which of its classes are positive."""
-
-    name: str
-    kind: str  # "image": trained networks for each fold; "frozen": one backbone with a head for each fold
-    settings: dict[str, Any]
-    positive: tuple[bool, ...]  # for each class
 
 
 @dataclass(frozen=True)
@@ -116,19 +106,21 @@ class Bundle:
     @property
     def image_runs(self) -> list[ImageRun]:
         """Image runs (level 1), in the order of the blend's columns."""
-        return [
-            ImageRun(run["name"], run["kind"], run_settings(run["settings"]), tuple(run["positive"]))
-            for run in self.manifest["image_runs"]
-        ]
+        return image_runs(self.manifest)
 
     @property
     def level1_names(self) -> tuple[str, ...]:
         """The runs of level 1, in the order of the blend's columns."""
-        return tuple(run["name"] for run in self.manifest["image_runs"])
+        return tuple(run["name"] for run in (*self.manifest["image_runs"], *self.manifest.get("imported_runs", ())))
+
+    @property
+    def imported_runs(self) -> list[ImportedRun]:
+        """Imported runs (level 1), in the order of the blend's columns, after the image runs."""
+        return imported_runs(self.manifest)
 
     @property
     def takes_images(self) -> bool:
-        """Whether it predicts from images, perhaps with a table; False: from the table alone."""
+        """Whether it predicts from images, perhaps with a table; False: from the table and imported predictions."""
         return bool(self.manifest["image_runs"])
 
     @property
@@ -172,6 +164,7 @@ class Bundle:
     def predict_command(self, place: Path) -> str:
         """Returns the command that predicts new rows with this bundle at ``place``."""
         rows = "--images FOLDER" if self.takes_images else "--metadata ROWS.csv"
+        rows += "".join(f" --predictions {run.name}=FILE" for run in self.imported_runs[:3])
         return f"dermstack predict --bundle {place} {rows} --out predictions.csv"
 
     @property
@@ -312,7 +305,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
 
 
 def _format_of(content: Mapping[str, Any]) -> int:
-    if any(stacker.get("repeats", 1) > 1 for stacker in content["stackers"]):
+    if content.get("imported_runs") or any(stacker.get("repeats", 1) > 1 for stacker in content["stackers"]):
         return FORMAT_OF_REPEATS
     if not content["image_runs"]:
         return FORMAT_OF_TABLES

@@ -1,4 +1,4 @@
-"""Applies a bundle's level 2, blend and calibration to the predictions of its image runs, and pools those of units.
+"""Applies a bundle's level 2, blend and calibration to the predictions of level 1, and pools those of units.
 
 Every transform is the one that `dermstack stack` applied to the test rows, so the same row gets the same score.
 """
@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from dermstack.errors import BundleError, DermstackError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.image_runs import Level1, alignments, short_text
+from dermstack.serve.image_runs import Level1, alignments, own_nets, short_text
 from dermstack.serve.local_map import local_map
 from dermstack.serve.stages import Stage, read_stages
 from dermstack.threads import limit_threads
@@ -60,8 +60,7 @@ class FittedEnsemble:
         """
         logits = self.all_logits(frame, level1)[:, :, list(self.blended)]
         folds, _, runs = logits.shape
-        nets = np.repeat(np.arange(folds, dtype=np.int8)[:, None], len(self.names) + len(self.stackers), axis=1)
-        nets[:, : len(self.names)] = level1.nets
+        nets = np.concatenate([level1.nets, own_nets(folds, len(self.stackers))], axis=1)
         names = (*self.names, *self.stackers)
         nothing = np.empty((0, runs), np.float32)
         predictions = Predictions(
@@ -204,7 +203,12 @@ def _try_rows(bundle: Bundle, fitted: FittedEnsemble) -> None:
             z[name] = np.zeros((bundle.folds, 2, aligned[name].components), np.float32)
         elif fitted.stages:
             z[name] = np.zeros((2, len(fitted.stages[0].features[0][0].axes_[name][0])), np.float16)
-    made = fitted.score(frame, Level1(np.zeros((bundle.folds, 2, len(fitted.names)), np.float32), z))
+    made = fitted.score(
+        frame,
+        Level1(
+            np.zeros((bundle.folds, 2, len(fitted.names)), np.float32), z, own_nets(bundle.folds, len(fitted.names))
+        ),
+    )
     if not np.isfinite(made[["score", "p_calibrated"]].to_numpy()).all():
         raise ValueError("its scores are not finite")
 
@@ -213,8 +217,7 @@ def read_bundled_fallback(bundle: Bundle) -> Fallback:
     """Reads the model that predicts from the table alone. Raises BundleError where the bundle has none or a bad one."""
     if not bundle.takes_images:
         raise BundleError(
-            f"{bundle.place} has no image model: it predicts every row from the table alone, so leave out "
-            "--on-unreadable"
+            f"{bundle.place} has no image model, so no image can be unreadable: leave out --on-unreadable"
         )
     if bundle.predict_per is not None:
         raise BundleError(

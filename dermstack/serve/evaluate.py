@@ -18,9 +18,11 @@ from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import lacking_columns, read_promise
+from dermstack.serve.imported_runs import Given
 from dermstack.serve.local_map import is_fitted_on, local_noise, local_note
 from dermstack.serve.new_rows import NewRows, read_new_rows, table_notes
-from dermstack.serve.predict import PredictOptions, predict_rows, predict_with_dropped, warn_of_fallback, write_csv
+from dermstack.serve.predict import PredictOptions, predict_rows, predict_with_dropped
+from dermstack.serve.predict_files import warn_of_fallback, write_csv
 from dermstack.serve.review import check_review
 from dermstack.serve.units import rows_to_predict, targets_to_predict, units_note
 from image_models.io.readers import PLAIN_NAMES, FileNames
@@ -48,15 +50,16 @@ def read_labelled_rows(
     files: FileNames = PLAIN_NAMES,
     swap_red_blue: bool = False,
     purpose: Purpose = "evaluation",
+    predictions: Given | None = None,
 ) -> tuple[NewRows, pd.Series]:
     """Reads the rows of ``labels`` with their images, and their targets (0 or 1) by id.
 
     Group, age, sex and site come from ``metadata`` if it is given, else from ``labels``, and are named as in training;
     ``id_column`` (in both files) and ``target_column`` are other names for id and target. ``images`` may hold further
-    images without labels, and is None for a bundle without an image model; ``swap_red_blue`` as for `read_new_rows`;
-    errors say what ``purpose`` needs. Raises the errors of `read_new_rows`; DataError for duplicate ids, ids that are
-    not in both files, targets other than 0 and 1, and a class that occurs in fewer than two groups; ImageError for
-    labels without an image.
+    images without labels, and is None for a bundle without an image model; ``swap_red_blue`` and ``predictions`` as for
+    `read_new_rows`; errors say what ``purpose`` needs. Raises the errors of `read_new_rows`; DataError for duplicate
+    ids, ids that are not in both files, targets other than 0 and 1, and a class that occurs in fewer than two groups;
+    ImageError for labels without an image.
     """
     for path in filter(None, (labels, metadata)):
         if not path.is_file():
@@ -72,8 +75,9 @@ def read_labelled_rows(
     notes: list[str] = []
     targets = read_external_frame(labels, csv_names, bundle.column_rules, notes=notes).set_index("id")["target"]
     rows = read_new_rows(
-        bundle, images, metadata or labels, id_column=csv_names["id"], files=files, swap_red_blue=swap_red_blue
-    )
+        bundle, images, metadata or labels, id_column=csv_names["id"], files=files, swap_red_blue=swap_red_blue,
+        predictions=predictions,
+    )  # fmt: skip
     if metadata:
         targets = _with_ids_of(rows, targets, str(labels), str(metadata))
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)

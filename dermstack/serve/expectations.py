@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
 from dermstack.errors import BundleError
-from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import FittedEnsemble, read_fitted
 from dermstack.serve.image_runs import fold_folder, net_encoder
+from dermstack.serve.manifest import ImageRun
 from dermstack.serve.words import known_words
 from image_models.net_files import WEIGHTS
 from image_models.saved import head_logits
@@ -139,7 +140,7 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run], out: 
         *((name,) for name in first), rest, tuple(order), (*with_role, *order),
     ]  # fmt: skip
     column_sets = list(dict.fromkeys(names for names in possible if names))
-    changes = _logit_changes(bundle, runs, nets, frame, column_sets)
+    changes = _logit_changes(bundle, runs[: len(bundle.image_runs)], nets, frame, column_sets)
     costs = []
     with out.bar("cost of missing columns", len(column_sets), "sets") as progress:
         for names, change in zip(column_sets, changes, strict=True):

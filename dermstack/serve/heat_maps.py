@@ -11,8 +11,9 @@ from PIL import Image
 
 from dermstack.errors import ImageError
 from dermstack.report.pictures import overlay
-from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.serve.bundle import Bundle
 from dermstack.serve.image_runs import encoded_metadata, fold_folder
+from dermstack.serve.manifest import ImageRun
 from image_models.cache import ImageCache
 from image_models.device import pick_device
 from image_models.explain import pixel_risk_maps

@@ -12,7 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import BundleError, TabularError
-from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.serve.bundle import Bundle
+from dermstack.serve.imported_runs import imported_logits
+from dermstack.serve.manifest import ImageRun
 from image_models.cache import ImageCache
 from image_models.net_files import ENCODER
 from image_models.predict import NetOutput, passes_per_image
@@ -26,16 +28,11 @@ MAX_ENCODED_COLUMNS = 10_000  # of age, sex and site: each row takes four bytes 
 
 @dataclass(frozen=True)
 class Level1:
-    """Predictions of the image runs for n rows, not yet averaged over the fold networks."""
+    """Predictions of level 1 for n rows, not yet averaged over the fold networks."""
 
     logits: NDArray[np.float32]  # (folds, n, runs)
     z: dict[str, NDArray[np.floating]]  # by run: (folds, n, r) aligned components, or (n, d) of a frozen backbone
-
-    @property
-    def nets(self) -> NDArray[np.int8]:
-        """The fold network that made the logits, (folds, runs)."""
-        folds, _, runs = self.logits.shape
-        return np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
+    nets: NDArray[np.int8]  # (folds, runs) fold net that made the logits, or AVERAGED
 
     def fold_embeddings(self, fold: int, frozen: Collection[str]) -> dict[str, NDArray[np.floating]]:
         """Returns the embeddings of one fold's networks by run: (n, r), or (n, d) for a run in ``frozen``."""
@@ -65,6 +62,8 @@ def read_level1(
 ) -> Level1:
     """Predicts the rows of ``frame`` (id, age, sex, site) with every image run; ``caches`` hold their images by size.
 
+    Logits of imported runs are those of ``frame``.
+
     ``see`` is called with the raw predictions of each run and fold (of a frozen backbone once, as fold 0), ``progress``
     with the number of images that went through a network. ``store`` may keep networks for the next call. Raises
     ImageError.
@@ -86,7 +85,16 @@ def read_level1(
             elif run.name in aligned:
                 components = aligned[run.name].transform(made.z, fold)
                 z.setdefault(run.name, np.empty((bundle.folds, *components.shape), np.float32))[fold] = components
-    return Level1(logits, {name: z[name] for name in kinds})
+    given, given_nets = imported_logits(bundle, frame)
+    return Level1(
+        np.concatenate([logits, given], axis=2), {name: z[name] for name in kinds},
+        np.concatenate([own_nets(bundle.folds, len(bundle.image_runs)), given_nets], axis=1),
+    )  # fmt: skip
+
+
+def own_nets(folds: int, runs: int) -> NDArray[np.int8]:
+    """Returns the nets (folds, runs) of runs whose networks of each fold predict for that fold."""
+    return np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
 
 
 def net_cache(bundle: Bundle, max_bytes: int = 0) -> NetCache:

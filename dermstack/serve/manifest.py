@@ -1,7 +1,9 @@
-"""The manifest of a bundle: its keys, their types and limits, and which names of files it may hold."""
+"""The manifest of a bundle: its keys, their types and limits, its runs, and which names of files it may hold."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -28,6 +30,7 @@ _WINDOWS_DEVICES = {
 }
 
 ShortText = Annotated[str, Field(max_length=200)]
+_Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _StrictModel(BaseModel):
@@ -57,6 +60,19 @@ class _ImageRun(_StrictModel):
     @classmethod
     def _validate_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
         return run_settings(settings)
+
+
+class _ImportedRun(_StrictModel):
+    """Predictions that a user gives for new rows, in files like the test file that was imported."""
+
+    name: Name
+    columns: dict[Literal["id", "p", "fold", "seed"], ShortText] = Field(min_length=4)
+    net_prefix: ShortText | None  # of one column for each net, instead of one with predictions and one with folds
+    average_seeds: bool
+    parts: list[Annotated[list[ShortText], Field(min_length=2, max_length=2)]]  # seed and column, of runs as columns
+    averaged: bool  # the test file had one row for each id, of no particular net
+    nets: dict[ShortText, int]  # fold of each net by its name in the file; none where the mean of all nets is taken
+    range: Annotated[list[_Fraction], Field(min_length=2, max_length=2)]  # 98 % of the out-of-fold predictions
 
 
 class _Stacker(_StrictModel):
@@ -108,7 +124,6 @@ class _Recalibration(_StrictModel):
     labels: str | None = Field(None, max_length=100)
 
 
-_Fraction = Annotated[float, Field(gt=0, lt=1)]
 _Count = Annotated[int, Field(ge=0, le=1 << 40)]
 
 
@@ -192,7 +207,8 @@ class Manifest(_StrictModel):
     swap_red_blue: bool = False  # whether red and blue of the training images were exchanged, which was undone
     features: dict[ShortText, bool | int | list[ShortText] | dict[ShortText, str]]
     embeddings: dict[Name, Literal["aligned", "frozen"]]
-    image_runs: list[_ImageRun]  # none: it predicts from the table alone
+    image_runs: list[_ImageRun]  # none: it reads no images
+    imported_runs: list[_ImportedRun] = []  # whose predictions for new rows must be given
     stackers: list[_Stacker]
     scales: _Scales
     second_stage: _SecondStage | None = None
@@ -205,13 +221,15 @@ class Manifest(_StrictModel):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Manifest:
-        names = [*(run.name for run in self.image_runs), *(stacker.name for stacker in self.stackers)]
+        names = [one.name for of_kind in (self.image_runs, self.imported_runs, self.stackers) for one in of_kind]
         if len(set(names)) < len(names) or not set(self.embeddings) <= set(names):
             raise ValueError("a run is named twice, or `embeddings` names an unknown run")
         if not names:
             raise ValueError("it names no model")
         if any(len(stacker.shifts) != self.folds * stacker.repeats for stacker in self.stackers):
             raise ValueError(f"a stacker does not have {self.folds} shifts for each repeat, one for each fold")
+        if any(run.nets and sorted(run.nets.values()) != list(range(self.folds)) for run in self.imported_runs):
+            raise ValueError(f"an imported run does not have {self.folds} nets, one for each fold")
         features = Features.model_validate(self.features)
         if features.python is not None:
             raise ValueError("features.python names code, which a bundle may not")
@@ -255,3 +273,47 @@ def is_inside(name: str) -> bool:
     )
     too_long = len(name.encode("utf-8", "replace")) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in parts)
     return bool(parts) and not odd and not hidden and not name.startswith("/") and not too_long
+
+
+@dataclass(frozen=True)
+class ImageRun:
+    """One image model of a bundle: its settings as in the config, and which of its classes are positive."""
+
+    name: str
+    kind: str  # "image": trained networks for each fold; "frozen": one backbone with a head for each fold
+    settings: dict[str, Any]
+    positive: tuple[bool, ...]  # for each class
+
+
+@dataclass(frozen=True)
+class ImportedRun:
+    """A run whose predictions for new rows must be given, in files like the test file that was imported."""
+
+    name: str
+    columns: dict[str, str]  # of the file: id, p, fold and seed
+    net_prefix: str | None  # of one column for each net
+    average_seeds: bool
+    parts: tuple[tuple[str, str], ...]  # seed and column of each part, where runs are columns of one file
+    averaged: bool  # training had one prediction for each test row, of no particular net
+    nets: dict[str, int]  # fold of each net; none where the mean of all nets is taken
+    range: tuple[float, float]  # 98 % of the out-of-fold predictions
+
+
+def image_runs(manifest: Mapping[str, Any]) -> list[ImageRun]:
+    """Returns the image runs of a checked manifest."""
+    return [
+        ImageRun(run["name"], run["kind"], run_settings(run["settings"]), tuple(run["positive"]))
+        for run in manifest["image_runs"]
+    ]
+
+
+def imported_runs(manifest: Mapping[str, Any]) -> list[ImportedRun]:
+    """Returns the imported runs of a checked manifest; none for a bundle of an earlier dermstack."""
+    return [
+        ImportedRun(
+            run["name"], dict(run["columns"]), run["net_prefix"], run["average_seeds"],
+            tuple((seed, column) for seed, column in run["parts"]), run["averaged"], dict(run["nets"]),
+            (run["range"][0], run["range"][1]),
+        )
+        for run in manifest.get("imported_runs", ())
+    ]  # fmt: skip

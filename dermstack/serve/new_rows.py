@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 from dermstack.errors import ConfigError, DataError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, unknown_columns
+from dermstack.serve.imported_runs import checked_predictions, read_imported
 from dermstack.serve.questions import rows_out_of_range
 from dermstack.serve.words import known_words, unknown_words
 from image_models.io.folders import printable
@@ -30,7 +32,7 @@ class NewRows:
     """Rows to predict and their images; ``frame`` has id, group, age, sex, site and, for units, `UNIT`."""
 
     frame: pd.DataFrame
-    sources: list[Source]  # one for each row; none where the bundle predicts from the table alone
+    sources: list[Source]  # one for each row; none where the bundle reads no images
     missing: tuple[str, ...]  # columns that are not known: no values then; without group, each image is its own
     notes: tuple[str, ...] = ()  # what is odd about cells of their csv and, where they have them, about their labels
 
@@ -48,15 +50,18 @@ def read_new_rows(
     id_column: str | None = None,
     files: FileNames = PLAIN_NAMES,
     swap_red_blue: bool = False,
+    predictions: Mapping[str, Path | Sequence[Path]] | None = None,
 ) -> NewRows:
     """Reads the rows of the csv ``metadata`` with their images or, without a csv, a row for every image in ``images``.
 
     A bundle without an image model needs the csv, and no images; one that predicts units needs the csv, which names
     them. ``id_column`` is the csv's name of the id column if it differs from training. With ``swap_red_blue`` the
-    images were encoded with red and blue exchanged, which is undone. Raises ConfigError where images or csv are missing
-    or not needed, DataError, ImageError.
+    images were encoded with red and blue exchanged, which is undone. ``predictions`` names the files of each imported
+    run, which a bundle with such runs needs. Raises ConfigError where images, csv or predictions are missing or not
+    needed, DataError, ImageError.
     """
     _check_given(bundle, images, metadata)
+    given = checked_predictions(bundle, predictions or {})
     columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
     notes: list[str] = []
     if id_column:
@@ -77,6 +82,9 @@ def read_new_rows(
         frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
         frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
         missing = [name for name in columns if name != "id"] + list(bundle.table_inputs)
+    imported, odd = read_imported(bundle, given, frame["id"])
+    frame = pd.concat([frame, imported], axis=1)
+    notes += odd
     sources: list[Source] = []
     if images is not None:
         bits_stored = int(bundle.manifest.get("bits_stored", 0))
@@ -91,8 +99,8 @@ def _check_given(bundle: Bundle, images: Path | None, metadata: Path | None) -> 
         raise ConfigError(f"--images is missing: {bundle.place} predicts images, so name their folder")
     if not bundle.takes_images and images is not None:
         raise ConfigError(
-            f"--images {images}: {bundle.place} has no image model, it predicts from the table alone: leave out "
-            "--images, and name the csv with --metadata"
+            f"--images {images}: {bundle.place} has no image model: leave out --images, and name the csv with the rows "
+            "to predict with --metadata"
         )
     if not bundle.takes_images and metadata is None:
         raise ConfigError(

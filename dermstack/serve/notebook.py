@@ -185,7 +185,7 @@ manifests = [path for path in ATTACHED if path.name == "manifest.json" and '"der
 BUNDLE = only([path.parent for path in manifests] + [path for path in ATTACHED if path.name == {zip!r}], "the bundle")
 WHEELS = named({wheels!r})
 TEST_CSV = named({test_csv!r})
-IMAGES = {images}
+IMAGES = {images}{predictions}
 SAMPLE = {sample}  # None: the submission has the rows of the test csv, in its order"""
 
 _INSTALL = """import subprocess
@@ -230,7 +230,7 @@ check_environment()
 bundle = read_bundle(BUNDLE)
 print(f"bundle {bundle.fingerprint}, made by dermstack {bundle.manifest['dermstack']}")"""
 
-_PREDICT = """from dermstack.serve.predict import OutputFiles, predict_to_files
+_PREDICT = """from dermstack.serve.predict_files import OutputFiles, predict_to_files
 from stack.console import Out
 
 predictions = predict_to_files(
@@ -239,7 +239,7 @@ predictions = predict_to_files(
     TEST_CSV,
     Out(),
     OutputFiles(OUTPUT / "predictions.csv", submission=OUTPUT / "submission.csv", sample=SAMPLE),
-    n_jobs=os.cpu_count() or 1,{swapped}
+    n_jobs=os.cpu_count() or 1,{further}
 )"""
 
 _SHOW = """import pandas as pd
@@ -261,7 +261,8 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
         zip=f"{_stem(target)}.zip",
         wheels=wheels.name,
         test_csv=data.test.name if data.test else "test.csv",
-        images=f"named({images.name!r})" if bundle.takes_images else "None  # the bundle predicts from the table alone",
+        images=f"named({images.name!r})" if bundle.takes_images else "None  # the bundle has no image model",
+        predictions=_predictions_of(bundle),
         sample=f"named({data.sample_submission.name!r})" if data.sample_submission else None,
     )
     title = _ATTACH.format(
@@ -282,7 +283,7 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
             "Predicts the attached test set with the inference path of training. If interrupted, run it again."
             + _needed(bundle),
         ),
-        ("code", _PREDICT.format(swapped="\n    swap_red_blue=True," if data.swap_red_blue else "")),
+        ("code", _PREDICT.format(further=_further_arguments(bundle, data))),
         ("markdown", "The submission:"),
         ("code", _SHOW),
     ]
@@ -292,6 +293,20 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
         with output_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
     return notebook, wheels, own
+
+
+def _predictions_of(bundle: Bundle) -> str:
+    """Returns the lines that find the predictions of imported runs for the test rows; none without such runs."""
+    if not (runs := bundle.imported_runs):
+        return ""
+    files = "".join(f"\n    {run.name!r}: [named({f'{run.name}.csv'!r})]," for run in runs)
+    return f"\n# For the test rows, in files like the test files that were imported.\nPREDICTIONS = {{{files}\n}}"
+
+
+def _further_arguments(bundle: Bundle, data: Data) -> str:
+    """Returns the arguments that only some bundles need, each on a line of its own."""
+    further = ["swap_red_blue=True"] * data.swap_red_blue + ["predictions=PREDICTIONS"] * bool(bundle.imported_runs)
+    return "".join(f"\n    {one}," for one in further)
 
 
 def _needed(bundle: Bundle) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermstack.errors import BundleError, DermstackError, TabularError
-from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.serve.bundle import Bundle
+from dermstack.serve.manifest import ImageRun
 from image_models.predict import NetOutput
 from stack.experiment import Experiment
 from stack.history import auc_of

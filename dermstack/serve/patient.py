@@ -19,6 +19,7 @@ from dermstack.serve.ensemble import read_bundled_fallback, read_fitted
 from dermstack.serve.expectations import cost_notes, lacking_columns, takes_age
 from dermstack.serve.heat_maps import encode_jpeg, heat_maps, heat_overlay, page_sized
 from dermstack.serve.image_runs import Level1, net_cache
+from dermstack.serve.imported_runs import imported_with_images, made_from, one_prediction
 from dermstack.serve.novelty import read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
 from dermstack.serve.questions import answered, questions_of, range_notes, read_ranges
@@ -130,6 +131,8 @@ def read_patient(
     """
     if not ensemble.bundle.takes_images:
         raise DataError(f"{ensemble.bundle.place} has no image model: predict one row of the table with `read_row`")
+    if ensemble.bundle.imported_runs:
+        raise DataError(imported_with_images(ensemble.bundle))
     if not photos:
         raise DataError("no image was given: choose at least one")
     given = _given(values)
@@ -187,25 +190,28 @@ def read_row(
     sex: str | None = None,
     site: str | None = None,
     values: Mapping[str, str] | None = None,
+    predictions: Mapping[str, float | None] | None = None,
 ) -> Reading:
     """Returns score and calibrated risk of one row of the table, with a bundle that has no image model.
 
-    The row is a group of its own: features relative to the other rows of a patient take it as the only one. The score
-    equals that of `dermstack predict` for a csv with this row. Raises DataError for a bundle with an image model, and
-    for values that do not occur in training.
+    ``predictions`` has the probability of each imported run; that of one fold net or their mean, it counts for all. The
+    row is a group of its own: features relative to the other rows of a patient take it as the only one. The score
+    equals that of `dermstack predict` for a csv with this row. Raises DataError for a bundle with an image model, for
+    values that do not occur in training, and for an imported run without a probability.
     """
     if ensemble.bundle.takes_images:
         raise DataError(f"{ensemble.bundle.place} predicts images: give them to `read_patient`")
     given = _given(values)
     row = Photo("this row", b"", site, "this row")
     frame = _frame(ensemble, [row], age, sex, True, given)
+    frame = pd.concat([frame, one_prediction(ensemble.bundle, predictions or {})], axis=1)
     with ensemble.lock:
         made = score_pictures(ensemble.bundle, ensemble.fitted, None, {}, frame)
     unknown = _unknown_columns(ensemble, frame, given, True)
     made = decided(ensemble.bundle, made, frame, unknown)
     lesion = Lesion(
         row.name, site, float(made["score"].iloc[0]), float(made["p_calibrated"].iloc[0]), None, False, None, None,
-        Standing(0, None, None, None, None, "The risk is predicted from the values of the table alone."),
+        Standing(0, None, None, None, None, f"The risk is predicted from {made_from(ensemble.bundle)}."),
         decision=str(made["decision"].iloc[0]) if "decision" in made else None, basis="table",
     )  # fmt: skip
     notes = _unknown_notes(ensemble, frame, unknown)

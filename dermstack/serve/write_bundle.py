@@ -22,6 +22,7 @@ from dermstack.serve.bundle import MANIFEST, Bundle, write_manifest, zip_bundle
 from dermstack.serve.distilled import distilled
 from dermstack.serve.expectations import COSTS_FILE, measure_costs, measure_promise, write_promise
 from dermstack.serve.image_runs import encoded_metadata, fold_folder
+from dermstack.serve.manifest_content import manifest_of
 from dermstack.serve.novelty import fit_novelty, write_novelty
 from dermstack.serve.questions import write_ranges
 from dermstack.serve.review import review_entry
@@ -30,20 +31,17 @@ from image_models.dataset import CachedImages
 from image_models.net_files import BACKBONE, WEIGHTS, net_folder, weights_beside
 from image_models.saved import read_fold_nets
 from image_models.settings import is_own_backbone
-from stack.blend.pooling import pooling_and_method
-from stack.config import Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import FOLDER, fallback_inputs, write_state
 from stack.images import with_images
 from stack.level1 import level1_runs
-from stack.level2_config import Stacker, is_second_stage, source_names
+from stack.level2_config import is_second_stage
 from stack.level2_inputs import stacker_inputs, with_source_stackers
 from stack.repeats import fold_name
 from stack.store import LOCK_FILE, Run, error_with_path, locked, read_run, write_json
 from stack.stored_features import FEATURES_FILE
 from stack.submission import blend_inputs
-from stack.unit_rows import scored_experiment
 
 ONNX_FOLDER = "onnx"
 CHECK_IMAGES = 32  # training images for the check of ONNX, evenly spaced over the rows
@@ -103,7 +101,7 @@ def write_bundle(
 
     It holds weights as safetensors, GBDTs in their libraries' formats, the rest mostly as JSON and npy, and no row ids;
     with ``onnx`` the networks as ONNX too. ``only`` names an image model that is bundled alone, calibrated by itself
-    (`dermstack.serve.distilled`). Raises BundleError if runs are missing, stale or imported, if ``target`` exists
+    (`dermstack.serve.distilled`). Raises BundleError if runs are missing or stale, if ``target`` exists
     already, and if ONNX and torch disagree.
     """
     if target.exists() and not replace:
@@ -112,13 +110,15 @@ def write_bundle(
     target = Path(os.path.realpath(target)) if target.is_symlink() else target
     whole, small = experiment, None
     if only is None:
-        image_runs, stackers, blend = _finished_runs(experiment)
+        level1, stackers, blend = _finished_runs(experiment)
+        image_runs = [run for run in level1 if run.meta["kind"] != "imported"]
         if onnx and not image_runs:
             raise BundleError(f"--onnx: {experiment.config_path} has no image model to export: leave out --onnx")
     else:
         _refuse_own_features(experiment)
         small = distilled(experiment, only, out)
         experiment, image_runs, stackers, blend = small.experiment, [small.run], [], small.blend
+        level1 = image_runs
         out.say(small.described())
     config = experiment.config
     with staging_folder(target) as staging:
@@ -134,7 +134,7 @@ def write_bundle(
                 shared = FEATURES if run.name not in second else SECOND_FEATURES
                 shifts[run.name] = _copy_stacker(run, experiment.folds.k, folder, shared)
                 progress(1)
-            _copy_blend(blend, folder / "blend", [run.name for run in (*image_runs, *stackers)])
+            _copy_blend(blend, folder / "blend", [run.name for run in (*level1, *stackers)])
             progress(1)
         fallback = bool(image_runs) and _copy_fallback(whole, folder / FOLDER)
         _write_settings(experiment, folder / "config.yaml")
@@ -146,13 +146,13 @@ def write_bundle(
             write_novelty(novelty, folder)
         write_promise(measure_promise(experiment, blend), folder)
         write_ranges(experiment, folder)
-        manifest = _manifest(experiment, image_runs, stackers, blend, shifts) | ({"fallback": True} if fallback else {})
+        manifest = manifest_of(experiment, level1, stackers, blend, shifts) | ({"fallback": True} if fallback else {})
         if small is not None:
             manifest["distilled"] = small.to_json()
         manifest |= review_entry(experiment, blend)
         if onnx:
             manifest["onnx"] = add_onnx(experiment, write_manifest(folder, manifest), out)
-        costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs, out)
+        costs = measure_costs(experiment, write_manifest(folder, manifest), level1, out)
         (folder / COSTS_FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
         bundle = write_manifest(folder, manifest)
         finished = folder
@@ -202,21 +202,17 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
-    """Returns image runs, stackers and blend of the current config. Raises BundleError naming the command to run."""
+    """Returns level 1, stackers and blend of the current config. Raises BundleError naming the command to run."""
     _refuse_own_features(experiment)
     again = f"run `{experiment.command('stack')}` first"
     level1 = level1_runs(experiment)
-    if imported := [run.name for run in level1 if run.meta["kind"] == "imported"]:
-        raise BundleError(
-            f"{', '.join(imported)}: imported predictions cannot be computed for new images: stack in an experiment "
-            "without these runs, and bundle that one"
-        )
-    if not level1 and experiment.config.all_features.shortcuts:
+    image_runs = [run for run in level1 if run.meta["kind"] != "imported"]
+    if not image_runs and experiment.config.all_features.shortcuts:
         raise BundleError(
             f"{experiment.config_path} has no image model, so its bundle reads no images, but features.shortcuts needs "
             "their width, height and bytes: remove the key, stack again and bundle then"
         )
-    if own := [run for run in level1 if is_own_backbone(run.meta["settings"]["backbone"])]:
+    if own := [run for run in image_runs if is_own_backbone(run.meta["settings"]["backbone"])]:
         raise BundleError(
             f"{own[0].name}: its backbone {own[0].meta['settings']['backbone']} is your own code, which a bundle does "
             "not contain, because opening a bundle must run no code: set `enabled: false` for this model, stack again "
@@ -324,104 +320,6 @@ def _copy_fallback(experiment: Experiment, folder: Path) -> bool:
             _copy(fold_run.verified_path(name), folder / f"fold_{fold}")
     write_state(folder, run)
     return True
-
-
-def _manifest(
-    experiment: Experiment, image_runs: list[Run], stackers: list[Run], blend: Run, shifts: dict[str, list[float]]
-) -> dict[str, Any]:
-    config, scored = experiment.config, scored_experiment(experiment)
-    second = [run for run in stackers if is_second_stage(_settings(config, run.name), config.stackers)]
-    first = [run for run in stackers if run not in second]
-    scales = first[0].meta["scales"] if first else {}
-    return {
-        "dermstack": version("dermstack"),
-        "experiment": experiment.name,
-        "objective": blend.meta["objective"],
-        "headline": blend.meta["headline"],
-        "chosen": blend.meta["chosen"],
-        "selected": blend.meta["selected"],
-        "folds": experiment.folds.k,
-        "threads": config.threads,
-        "columns": {role: csv for role, csv in config.data.columns.roles.items() if role not in ("fold", "diagnosis")},
-        **_table_entry(experiment),
-        "resize": config.data.resize,
-        "cache_format": config.data.cache_format,
-        **({"bits_stored": config.data.bits_stored} if config.data.bits_stored else {}),
-        **({"swap_red_blue": True} if config.data.swap_red_blue else {}),
-        "features": config.all_features.inputs(),
-        "embeddings": _embedding_kinds(stackers, image_runs),
-        "image_runs": [
-            {
-                "name": run.name,
-                "kind": run.meta["kind"],
-                "settings": run.meta["settings"],
-                "positive": run.meta.get("positive", [False, True]),
-                "classes": run.meta.get("classes", ["0", "1"]),
-            }
-            for run in image_runs
-        ],
-        "stackers": [_stacker_entry(run, shifts[run.name]) for run in stackers],
-        "scales": scales,
-        **({"second_stage": _second_stage_entry(config, second)} if second else {}),
-        "training": {
-            "rows": len(scored.target),
-            "positives": int(scored.target.sum()),
-            "split_groups": len(np.unique(scored.split_group)),
-        },
-        **_units_entry(config, blend),
-    }
-
-
-def _stacker_entry(run: Run, shifts: list[float]) -> dict[str, Any]:
-    """Returns the manifest's entry on a stacker, with ``shifts`` of its logits by repeat and fold."""
-    repeats = run.meta["settings"].get("repeats", 1)
-    return {
-        "name": run.name, "kind": run.meta["kind"], **({"repeats": repeats} if repeats > 1 else {}), "shifts": shifts
-    }  # fmt: skip
-
-
-def _units_entry(config: Config, blend: Run) -> dict[str, Any]:
-    """Returns the manifest's entry on predictions for units, with the pooling that the blend chose; {} for images."""
-    if (per := config.predict_per) is None:
-        return {}
-    pooling, _ = pooling_and_method(blend.meta["chosen"])
-    return {"predict_per": {"columns": list(per.columns), "target": per.target, "pooling": pooling}}
-
-
-def _second_stage_entry(config: Config, stackers: list[Run]) -> dict[str, Any]:
-    """Returns which stackers see models of the table alone, which models these are, and the scales of their matrix."""
-    tables = source_names(config.stackers)
-    return {"stackers": [run.name for run in stackers], "sees": tables, "scales": stackers[0].meta["scales"]}
-
-
-def _settings(config: Config, name: str) -> Stacker:
-    return next(one for one in config.stackers if one.name == name)
-
-
-def _table_entry(experiment: Experiment) -> dict[str, Any]:
-    """Returns the manifest's entry on columns without a role, declared codes and positive targets; {} without any."""
-    columns, rules = experiment.table.columns, experiment.config.data.column_rules
-    if not (columns.names or rules.missing or rules.positive):
-        return {}
-    return {
-        "table": {
-            "numeric": dict(columns.numeric),
-            "categorical": dict(columns.categorical),
-            "derived": dict(columns.derived),
-            "missing": {name: list(codes) for name, codes in rules.missing.items()},
-            "positive": list(rules.positive),
-        }
-    }
-
-
-def _embedding_kinds(stackers: list[Run], image_runs: list[Run]) -> dict[str, str]:
-    """Returns "aligned" or "frozen" for each run whose embedding enters level 2, in the order of the matrix."""
-    if not stackers:
-        return {}
-    fold_run = read_run(stackers[0].folder / "fold_0")
-    assert fold_run is not None, "fold 0 has been copied before"
-    kinds = {"aligned": stackers[0].meta["files"], "frozen": fold_run.meta["files"]}
-    return {run.name: kind for run in image_runs for kind, files in kinds.items() if f"{run.name}_turn.npy" in files}
 
 
 def _write_settings(experiment: Experiment, path: Path) -> None:

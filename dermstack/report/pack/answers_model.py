@@ -331,14 +331,14 @@ def specification(e: Evidence) -> Answer:
             "`dermstack bundle` writes all that predicts as one hashed file, which `dermstack predict` applies to new "
             "images."
         )
+        if imported := of_kind(e, "imported"):
+            told.append(f"The models behind {names(imported)} are not in it: their predictions must be given.")
     return Answer(" ".join(told), ("settings", "runs"))
 
 
 def unbundled(e: Evidence) -> list[str]:
     """Returns the reasons why an experiment cannot be bundled, as far as its settings tell."""
     reasons = []
-    if imported := of_kind(e, "imported"):
-        reasons.append(f"the models behind {names(imported)} are not here")
     if own := [model.name for _, model in nets_with_settings(e) if is_own_backbone(model.backbone)]:
         reasons.append(f"{listed(own)} {'has' if len(own) == 1 else 'have'} a network of the author's own code")
     if other := [run for run in stackers(e) if run.kind == "sklearn"]:

@@ -1,0 +1,278 @@
+"""Predictions of imported runs for new rows: dermstack cannot compute them, so that the user gives them in files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from dermstack.errors import BundleError, ConfigError, DataError
+from dermstack.serve.bundle import Bundle
+from dermstack.serve.manifest import ImportedRun
+from stack.cells import UNNAMED_INDEX
+from stack.import_files import SUFFIXES, matching_files, named_file, parts_of
+from stack.import_folds import net_label
+from stack.import_oof import to_logit
+from stack.keys import keys_as_in, other_spelling, positions_of
+from stack.prediction_files import Files, ImportedColumns, Part, read_parts
+from stack.ranks import AVERAGED
+from stack.store import Run
+
+_RANGE = (0.01, 0.99)  # quantiles of the out-of-fold predictions between which most new ones should lie
+_MAX_LISTED = 5  # ids in a message
+Given = Mapping[str, Sequence[Path]]  # the files of each run
+
+
+def imported_entries(level1: Sequence[Run]) -> list[dict[str, Any]]:
+    """Returns the manifest's entries on imported runs: how their test file was read, and the range of predictions.
+
+    Raises BundleError for a run that an earlier dermstack imported, which does not say which net is of which fold.
+    """
+    made = []
+    for run in (run for run in level1 if run.meta["kind"] == "imported"):
+        read_as, p = run.meta["read_as"], run.frame("oof")["p"].to_numpy(np.float64)
+        by_net = not (run.meta["test_averaged"] or run.meta["foreign_folds"])
+        if by_net and "nets" not in run.meta:
+            raise BundleError(
+                f"{run.name} was imported by an earlier dermstack, which did not keep the names of its fold nets: "
+                "import it again with --replace; nothing else becomes stale"
+            )
+        columns = read_as["test_columns"]
+        parts = [[seed, column] for _, seed, column in read_as["parts"]["test"] if column]
+        made.append({
+            "name": run.name,
+            "columns": {key: columns[key] for key in ("id", "p", "fold", "seed")},
+            "net_prefix": columns["nets"],
+            "average_seeds": read_as["average_seeds"],
+            "parts": parts,
+            "averaged": run.meta["test_averaged"],
+            "nets": run.meta["nets"] if by_net else {},
+            "range": np.quantile(p, _RANGE).tolist(),
+        })  # fmt: skip
+    return made
+
+
+def given_predictions(bundle: Bundle, texts: Sequence[str]) -> Given:
+    """Returns the files of each imported run that the option --predictions names.
+
+    A text is NAME=FILE, where FILE may be a pattern, or a folder whose files have the runs' names; a bundle with one
+    imported run takes a file alone. Raises ConfigError for names that are no imported run, DataError for patterns that
+    no file fits.
+    """
+    names = [run.name for run in bundle.imported_runs]
+    if texts and not names:
+        raise ConfigError(f"--predictions {texts[0]}: {bundle.place} has no imported run, so leave it out")
+    found: dict[str, Sequence[Path]] = {}
+    for text in texts:
+        name, sign, place = text.partition("=")
+        if Path(text).is_dir():
+            of_text = _in_folder(Path(text), names)
+        elif sign and name in names:
+            of_text = {name: matching_files(place, f"--predictions {name}=")}
+        elif len(names) == 1 and not (sign and not Path(text).exists()):
+            of_text = {names[0]: matching_files(text, "--predictions")}
+        else:
+            raise ConfigError(
+                f"--predictions {text}: write NAME=FILE, where NAME is an imported run of the bundle "
+                f"({_listed(names)}), or a folder of files with these names"
+            )
+        if twice := [one for one in of_text if one in found]:
+            raise ConfigError(f"--predictions {text}: {twice[0]} has files already: give each run once")
+        found |= of_text
+    return found
+
+
+def checked_predictions(bundle: Bundle, given: Mapping[str, Path | Sequence[Path]]) -> Given:
+    """Returns the files of each imported run. Raises ConfigError for a run without files and for an unknown run."""
+    names = [run.name for run in bundle.imported_runs]
+    if unknown := [name for name in given if name not in names]:
+        runs = f"its imported runs are {_listed(names)}" if names else "it has none, so leave them out"
+        raise ConfigError(f"predictions of {unknown[0]}: {bundle.place} has no such imported run: {runs}")
+    if lacking := [name for name in names if name not in given]:
+        raise ConfigError(
+            f"--predictions is missing for {_listed(lacking)}: {bundle.place} blends predictions that were imported, "
+            f"so give those of the new rows with `--predictions {lacking[0]}=FILE`, in a file like the test file of "
+            "the import"
+        )
+    return {name: [paths] if isinstance(paths, Path) else list(paths) for name, paths in given.items()}
+
+
+def _in_folder(folder: Path, names: Sequence[str]) -> dict[str, Sequence[Path]]:
+    """Returns the files of a folder by the run that their names say."""
+    files = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(SUFFIXES) and path.is_file()]
+    by_run: dict[str, list[Path]] = {}
+    for path in files:
+        by_run.setdefault(named_file(path, folder).run, []).append(path)
+    return {name: by_run[name] for name in names if name in by_run}
+
+
+def read_imported(bundle: Bundle, given: Given, ids: pd.Series) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the logits of the imported runs for the rows ``ids`` (n,), and notes on what is odd about them.
+
+    There is one column for each run and net (`_column`), or one for a run whose predictions are averaged. Raises
+    DataError that names the file for rows without a prediction, doubled ones, unknown nets and values outside [0, 1].
+    """
+    made: dict[str, NDArray[np.float32]] = {}
+    notes = []
+    for run in bundle.imported_runs:
+        of_nets, extra = _read_run(run, given[run.name], ids)
+        made |= {_column(run.name, net): logit for net, logit in of_nets.items()}
+        notes += extra
+        notes += _out_of_range(run, expit(np.concatenate([*of_nets.values()]).astype(np.float64)))
+    return pd.DataFrame(made, index=ids.index), notes
+
+
+def _read_run(
+    run: ImportedRun, paths: Sequence[Path], ids: pd.Series
+) -> tuple[dict[int, NDArray[np.float32]], list[str]]:
+    """Returns the logits (n,) of each net of a run, or of `AVERAGED`, for the rows ``ids``, and notes."""
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file: correct the path of the predictions of {run.name}")
+    columns = ImportedColumns(
+        run.columns["id"], run.columns["p"], run.columns["fold"], "--test", run.net_prefix, run.columns["seed"]
+    )
+    parts = parts_of(paths, average_seeds=run.average_seeds)
+    if run.parts:  # the run was a column of a file, or several for its seeds
+        parts = tuple(Part(paths[0], "", seed, column) for seed, column in run.parts)
+    files = Files()
+    _check_columns(run, parts, columns, files)
+    frame = read_parts(
+        parts, columns, needs_fold=False, alternative="", files=files, average_seeds=run.average_seeds,
+        respell=lambda own, file: keys_as_in(own, ids, f"{file}: id", of="the rows to predict"),
+    )  # fmt: skip
+    path, logit, notes = paths[0], to_logit(frame["p"]), []
+    if "fold" not in frame or run.averaged:
+        of_nets = {AVERAGED: (frame["id"], logit)}
+        if run.nets:
+            notes = [
+                f"{path}: one prediction for each row, where training had one of each fold net: it counts for every net"
+            ]
+    elif not run.nets:  # other folds than the experiment's: their mean
+        mean = pd.Series(logit).groupby(frame["id"].to_numpy(), sort=False).mean()
+        of_nets = {AVERAGED: (pd.Series(mean.index, dtype="str"), mean.to_numpy(np.float32))}
+    else:
+        labels = frame["fold"].map(net_label)
+        if strange := sorted(set(labels) - set(run.nets)):
+            raise DataError(
+                f"{path}: {run.name} has no net {strange[0]!r} in training: its nets are {', '.join(sorted(run.nets))}"
+            )
+        if absent := [label for label in run.nets if label not in set(labels)]:
+            raise DataError(f"{path}: no row is of net {absent[0]} of {run.name}: give the rows of every net")
+        rows = {net: (labels == label).to_numpy(bool) for label, net in run.nets.items()}
+        of_nets = {net: (frame["id"][own], logit[own]) for net, own in rows.items()}
+    strange_ids = 0
+    found = {}
+    for net, (own_ids, own) in sorted(of_nets.items()):
+        found[net] = own[_places(run, path, net, own_ids, ids)]
+        strange_ids = max(strange_ids, len(own_ids) - len(ids))
+    if strange_ids:
+        notes.append(f"{path}: {strange_ids:,} ids are not among the rows to predict and are not used")
+    return found, notes
+
+
+def _check_columns(run: ImportedRun, parts: Sequence[Part], columns: ImportedColumns, files: Files) -> None:
+    """Raises DataError where a file lacks a column that the test file of the import had."""
+    for part in parts:
+        there = list(map(str, files.read(part.path, columns).columns))
+        wanted = {} if UNNAMED_INDEX in there else {columns.id: "the ids"}
+        if run.net_prefix is None:
+            wanted[part.p or columns.p] = f"the predictions of {run.name}"
+        if absent := [name for name in wanted if name not in there]:
+            raise DataError(
+                f"{part.path}: no column {absent[0]!r}, which held {wanted[absent[0]]} in the test file that was "
+                f"imported: rename the column; the columns are {', '.join(there)}"
+            )
+
+
+def _places(run: ImportedRun, path: Path, net: int, own: pd.Series, ids: pd.Series) -> NDArray[np.intp]:
+    """Returns the position of each of ``ids`` among the ``own`` ids of a net. Raises DataError unless each is once."""
+    of_net = "" if net == AVERAGED else f" of net {next(label for label, fold in run.nets.items() if fold == net)}"
+    if (doubled := own[own.duplicated()]).size:
+        raise DataError(
+            f"{path}: {len(doubled):,} rows{of_net} repeat an id, first {doubled.iloc[0]!r}: give one row for each id"
+            + ("" if of_net else " and name the net of each row, if there are several")
+        )
+    places = positions_of(ids, own)
+    if (lost := ids[places < 0]).size:
+        more = f", … {len(lost):,} in all" if len(lost) > _MAX_LISTED else ""
+        advice = other_spelling(own, ids, of="the rows to predict") or "add them"
+        raise DataError(
+            f"{path}: no prediction{of_net} of {run.name} for {', '.join(map(repr, lost[:_MAX_LISTED]))}{more}: "
+            f"{advice}"
+        )
+    return places
+
+
+def _out_of_range(run: ImportedRun, p: NDArray[np.float64]) -> list[str]:
+    """Returns a note if most predictions lie outside of the range of those of training."""
+    low, high = run.range
+    outside = int(((p < low) | (p > high)).sum())
+    if outside <= len(p) / 2:
+        return []
+    return [
+        f"{outside:,} of {len(p):,} predictions of {run.name} lie outside {low:.3g} to {high:.3g}, where 98 % of those "
+        f"of training are (the median here is {np.median(p):.3g}): check that they are probabilities of the same model"
+    ]
+
+
+def imported_logits(bundle: Bundle, frame: pd.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Returns the logits (folds, n, imported runs) of ``frame`` (n rows) and the nets (folds, imported runs)."""
+    runs, folds = bundle.imported_runs, bundle.folds
+    logits = np.empty((folds, len(frame), len(runs)), np.float32)
+    nets = np.empty((folds, len(runs)), np.int8)
+    for place, run in enumerate(runs):
+        is_averaged = _column(run.name, AVERAGED) in frame
+        for fold in range(folds):
+            nets[fold, place] = AVERAGED if is_averaged else fold
+            logits[fold, :, place] = frame[_column(run.name, int(nets[fold, place]))]
+    return logits, nets
+
+
+def one_prediction(bundle: Bundle, given: Mapping[str, float | None]) -> pd.DataFrame:
+    """Returns the columns of `read_imported` for one row with a probability of each run, such as a form has.
+
+    Raises DataError for a run without one, an unknown run, and values that are not between 0 and 1.
+    """
+    runs = [run.name for run in bundle.imported_runs]
+    if unknown := [name for name in given if name not in runs]:
+        raise DataError(f"prediction of {unknown[0]}: the bundle has no such imported run: leave it out")
+    made = {}
+    for name in runs:
+        if (p := given.get(name)) is None:
+            raise DataError(f"the prediction of {name} is missing: give its probability, which the blend needs")
+        if not 0 < p < 1:
+            raise DataError(f"the prediction {p:g} of {name} is no probability between 0 and 1: correct it")
+        made[_column(name, AVERAGED)] = to_logit(pd.Series([p]))
+    return pd.DataFrame(made)
+
+
+def made_from(bundle: Bundle) -> str:
+    """Returns what a bundle without an image model predicts from, as the end of a sentence."""
+    if not (runs := [run.name for run in bundle.imported_runs]):
+        return "the values of the table alone"
+    return f"the values of the table and the prediction{'s' * (len(runs) > 1)} of {_listed(runs)}"
+
+
+def imported_with_images(bundle: Bundle) -> str:
+    """Returns why a bundle of image models and imported runs has no page for one patient."""
+    runs = _listed([run.name for run in bundle.imported_runs])
+    return (
+        f"{bundle.place} needs a prediction of {runs} for each image, which a page cannot ask for: use `dermstack "
+        "predict` with --predictions"
+    )
+
+
+def _column(run: str, net: int) -> str:
+    """Returns the column of new rows with the logits of a run; no csv is likely to have one of this name."""
+    return f"prediction of {run}, {'averaged' if net == AVERAGED else f'net {net}'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", … {len(names)} in all" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
