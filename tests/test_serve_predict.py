@@ -161,13 +161,13 @@ def test_exchanged_colours_are_undone_where_that_is_asked_for_and_named_where_tr
         Image.fromarray(np.ascontiguousarray(image)).save(tmp_path / folder / "a.png")
     about = {"columns": {"id": "id", "target": "y"}, "column_rules": NO_RULES, "table_columns": NO_COLUMNS}
     about |= {"predict_per": None, "unit_columns": (), "table_inputs": ()}
-    one = SimpleNamespace(manifest={}, takes_images=True, **about)
+    one = SimpleNamespace(manifest={}, takes_images=True, imported_runs=[], **about)
     plain = read_new_rows(one, tmp_path / "plain", None)
     undone, as_it_is = (read_new_rows(one, tmp_path / "exchanged", None, swap_red_blue=swap) for swap in (True, False))
     seen = [rows.sources[0].read(min_side=8).image for rows in (plain, undone, as_it_is)]
     np.testing.assert_array_equal(seen[1], seen[0])
     np.testing.assert_array_equal(seen[2], seen[0][..., ::-1])
-    exchanged = SimpleNamespace(manifest={"swap_red_blue": True}, takes_images=True, **about)
+    exchanged = SimpleNamespace(manifest={"swap_red_blue": True}, takes_images=True, imported_runs=[], **about)
     for given, rows, told in ((exchanged, undone, ""), (exchanged, plain, "add --swap-red-blue"), (one, plain, "")):
         report_rows(given, rows, rows.sources[0].path.parent, None, Out())
         said = "".join(capsys.readouterr())

@@ -24,6 +24,7 @@ from dermstack.serve.expectations import COSTS_FILE, read_costs
 from dermstack.serve.new_rows import read_new_rows
 from dermstack.serve.patient import Ensemble, Photo, read_patient, read_row
 from dermstack.serve.predict import predict_rows
+from dermstack.serve.questions import short_number
 from dermstack.serve.write_bundle import write_bundle
 from stack.console import Out
 
@@ -244,3 +245,10 @@ def test_the_model_card_speaks_of_rows_of_the_table(made: Made) -> None:
     assert "Input: a row of the table, without an image: age and sex, if known, with 1 column of numbers" in card
     assert "--images" not in card
     assert "rulers" not in card
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.00119, "0.00119"), (61.62, "61.6"), (1640.2, "1,640"), (-2500.0, "-2,500"), (0.0, "0")]
+)
+def test_numbers_of_the_form_are_short_and_have_no_exponent(value: float, shown: str) -> None:
+    assert short_number(value) == shown

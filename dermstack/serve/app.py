@@ -29,6 +29,7 @@ from dermstack.report.review import band_sentences
 from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
 from dermstack.serve.imported_runs import imported_with_images, made_from
 from dermstack.serve.patient import Ensemble, Photo, Reading, read_patient, read_row
+from dermstack.serve.questions import short_number
 from dermstack.serve.standings import percent
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
@@ -115,7 +116,7 @@ class _Page:
     def __init__(self, ensemble: Ensemble) -> None:
         self.ensemble = ensemble
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.filters |= {"percent": percent, "data_uri": _data_uri}
+        environment.filters |= {"percent": percent, "data_uri": _data_uri, "short_number": short_number}
         self.template = environment.from_string((_HERE / "app.html.j2").read_text(encoding="utf-8"))
         self.turn = asyncio.Lock()  # images of one patient at a time are in memory, those of others in files
 

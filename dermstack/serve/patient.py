@@ -236,7 +236,7 @@ def _value_notes(ensemble: Ensemble, frame: pd.DataFrame, age: float | None, giv
     if age is not None and not codes and ensemble.ages and not ensemble.ages[0] <= age <= ensemble.ages[1]:
         low, high = ensemble.ages
         notes.append(
-            f"the age {age:g} lies outside {low:.3g} to {high:.3g}, where 98 % of the training images are: check it; "
+            f"the age {age:g} lies outside {low:.3g} to {high:.3g}, where 98 % of the ages of training lie: check it; "
             "if it is right, the ensemble has hardly seen such patients"
         )
     return [*notes, *range_notes(ensemble.questions, given)]

@@ -42,14 +42,19 @@ def questions_of(bundle: Bundle, words: Mapping[str, list[str]]) -> list[Questio
 def range_notes(questions: Sequence[Question], given: Mapping[str, str]) -> list[str]:
     """Returns a note on each number far from those of training, such as one in another unit."""
     return [
-        f"the value {given[question.csv]} of {question.csv} lies outside {question.low:.3g} to {question.high:.3g}, "
-        "where 98 % of the training images are: check its unit"
+        f"the value {given[question.csv]} of {question.csv} lies outside {short_number(question.low)} to "
+        f"{short_number(question.high)}, where 98 % of the values of training lie: check its unit"
         for question in questions
         if question.low is not None
         and question.high is not None
         and question.csv in given
         and not question.low <= float(given[question.csv]) <= question.high
     ]
+
+
+def short_number(value: float) -> str:
+    """Returns a number with three digits, or whole and with thousands separated: 0.00119, 61.6, 1,640."""
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def rows_out_of_range(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
@@ -67,8 +72,9 @@ def rows_out_of_range(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
         outside = values[(values < low) | (values > high)]
         if len(outside) > len(values) / 2:
             notes.append(
-                f"{len(outside):,} of {len(values):,} values of {inputs[name]} lie outside {low:.3g} to {high:.3g}, "
-                f"where 98 % of the training images are (the median here is {np.median(values):.3g}): check the unit"
+                f"{len(outside):,} of {len(values):,} values of {inputs[name]} lie outside {short_number(low)} to "
+                f"{short_number(high)}, where 98 % of the values of training lie (the median here is "
+                f"{short_number(float(np.median(values)))}): check the unit"
             )
     return notes
 
