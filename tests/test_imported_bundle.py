@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from dermstack.errors import BundleError, ConfigError, DataError
 from dermstack.serve.app import make_app
 from dermstack.serve.bundle import FORMAT_OF_REPEATS, Bundle, read_bundle, write_manifest
-from dermstack.serve.ensemble import read_fitted
+from dermstack.serve.ensemble import FittedEnsemble, read_fitted
 from dermstack.serve.imported_runs import given_predictions
 from dermstack.serve.new_rows import read_new_rows
 from dermstack.serve.notebook import write_notebook
@@ -32,6 +32,7 @@ from stack.level1 import level1_runs
 from stack.prediction_files import ImportedColumns
 from stack.predictions import predictions_of
 from stack.ranks import AVERAGED
+from stack.repeats import repeated
 from stack.store import read_json, read_run, with_digest, write_json
 
 QUIET = Out(quiet=True)
@@ -48,7 +49,8 @@ def _experiment(
 ) -> tuple[Experiment, dict[str, Any]]:
     """An experiment that is stacked on the runs that ``bring`` imports, and bundled; with their test files."""
     folder.mkdir(exist_ok=True)
-    config = write_experiment(folder, stackers=STACKERS, blend=METHODS)
+    stackers = STACKERS if bring is _by_net else STACKERS[1:]
+    config = write_experiment(folder, stackers=stackers, blend=METHODS)
     experiment = opened_experiment(config)
     files = bring(experiment)
     assert run_cli("stack", "-c", str(config), "--no-report", "-q") == 0
@@ -119,7 +121,7 @@ def _columns_of_one_file(experiment: Experiment) -> dict[str, list[Path]]:
 
 
 @pytest.mark.parametrize("bring", [_by_net, _foreign, _wide, _file_of_each_fold, _columns_of_one_file])
-def test_the_test_rows_get_the_bytes_of_the_submission(
+def test_the_test_rows_get_the_scores_of_the_submission_and_training_rows_those_of_their_folds(
     bring: Callable[[Experiment], dict[str, list[Path]]], tmp_path: Path
 ) -> None:
     experiment, files = _experiment(tmp_path, bring)
@@ -130,19 +132,13 @@ def test_the_test_rows_get_the_bytes_of_the_submission(
     made = predict_rows(bundle, rows, tmp_path / "work").set_index("id")["score"]
     sent = pd.read_csv(experiment.folder / "submission.csv", dtype={"isic": "str"}).set_index("isic")["malignant"]
     np.testing.assert_array_equal(made[sent.index], sent)
+    _check_held_out(experiment, read_fitted(bundle))
 
 
-@pytest.mark.parametrize("bring", [_by_net, _foreign])
-def test_each_training_row_is_scored_by_the_models_that_held_it_out(
-    bring: Callable[[Experiment], dict[str, list[Path]]], tmp_path: Path
-) -> None:
+def _check_held_out(experiment: Experiment, fitted: FittedEnsemble) -> None:
     """The oracle are the out-of-fold logits that `stack` wrote: nets of other folds keep their own scales."""
-    from stack.repeats import repeated
-
-    experiment, _ = _experiment(tmp_path, bring)
-    fitted = read_fitted(read_bundle(tmp_path / "b.zip"))
     level1 = predictions_of(experiment, level1_runs(experiment))
-    folds = np.stack([repeated(experiment, repeat).folds.frame["fold"].to_numpy() for repeat in range(2)])
+    folds = np.stack([repeated(experiment, repeat).folds.frame["fold"].to_numpy() for repeat in range(fitted.repeats)])
     made = fitted.logits(experiment.table.train, level1.oof, level1.nets, {}, folds)
     for name, logit in zip(fitted.stackers, made.T[len(fitted.names) :], strict=True):
         run = read_run(experiment.models / name)
@@ -371,3 +367,12 @@ def test_images_and_imported_predictions_together(
     bundle = read_bundle(tmp_path / "b.zip")
     assert bundle.level1_names[-1] == "theirs"
     assert AVERAGED not in bundle.imported_runs[0].nets.values()
+
+
+def test_the_model_card_names_the_predictions_that_must_be_given(made: tuple[Bundle, dict[str, Any]]) -> None:
+    folder = _folder(made[1])
+    assert run_cli("report", "-c", str(folder / "elsewhere.yaml"), "-q") == 0
+    card = " ".join((folder / "runs" / "elsewhere" / "model_card.md").read_text().split())
+    assert "Input: a row of the table, without an image: age, sex and site, if known; the predictions of `net`" in card
+    assert "--metadata new.csv --predictions NAME=FILE --out p.csv" in card
+    assert "--images" not in card

@@ -31,6 +31,7 @@ from stack.tuned import enabled_models
 from stack.views import all_runs
 
 _MAX_COLUMNS = 50  # columns of the table of each kind that the card names; a bundle's manifest has all
+_MAX_RUNS = 12  # imported runs that the list of inputs names
 _OPERATING_POINTS = {  # operating points that clinical readers look for
     "sensitivity at a specificity of 90 %": "sensitivity@0.9",
     "specificity at a sensitivity of 90 %": "specificity@0.9",
@@ -85,9 +86,13 @@ def model_card(
         backbones=_backbones(experiment, blend),
         target=plain(experiment.config.data.columns.target),
         inputs=_inputs(
-            train, experiment.table.columns, takes_images=(takes_images := bool((runs["level"] == 1).any()))
+            train,
+            experiment.table.columns,
+            imported := runs["run"][runs["kind"] == "imported"].tolist(),
+            takes_images=(takes_images := bool(((runs["level"] == 1) & (runs["kind"] != "imported")).any())),
         ),
         takes_images=takes_images,
+        imported=bool(imported),
         looked_at=(looked_at := list(dict.fromkeys(subgroups["subgroup"]))),
         has_skin_tone=any(SKIN_TONE.search(str(column)) for column in looked_at),
         unit=scored.unit,
@@ -126,8 +131,11 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
-def _inputs(train: pd.DataFrame, columns: TableColumns, *, takes_images: bool) -> str:
-    """Lists what the ensemble is given of each row: the columns that are known in no training row are left out."""
+def _inputs(train: pd.DataFrame, columns: TableColumns, imported: Sequence[str], *, takes_images: bool) -> str:
+    """Lists what the ensemble is given of each row: the columns that are known in no training row are left out.
+
+    ``imported`` are the runs whose predictions were made elsewhere.
+    """
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
     listed = ", ".join(known[:-1]) + (" and " if len(known) > 1 else "") + "".join(known[-1:])
     if takes_images:
@@ -136,7 +144,12 @@ def _inputs(train: pd.DataFrame, columns: TableColumns, *, takes_images: bool) -
         text = "a row of the table, without an image" + (f": {listed}, if known" if known else "")
     counts = [(columns.numeric, "numbers"), (columns.categorical, "words")]
     further = [f"{len(names):,} column{'s' * (len(names) > 1)} of {kind}" for names, kind in counts if names]
-    return text + (f", with {' and '.join(further)} of the table, listed below" if further else "")
+    text += f", with {' and '.join(further)} of the table, listed below" if further else ""
+    if imported:
+        more = f", … {len(imported)} in all" if len(imported) > _MAX_RUNS else ""
+        runs = ", ".join(f"`{name}`" for name in imported[:_MAX_RUNS]) + more
+        text += f"; the prediction{'s' * (len(imported) > 1)} of {runs}, made elsewhere"
+    return text
 
 
 def _backbones(experiment: Experiment, blend: Run) -> list[str]:
