@@ -155,6 +155,24 @@ def test_the_auc_of_bins_is_that_of_the_mean_rank_and_ties_stay_ties() -> None:
     assert len(values) == 1, "the mean of equal runs orders rows as one of them"
 
 
+@pytest.mark.parametrize("positives", [1, 2, 30, 512, 513, 1499])
+@pytest.mark.parametrize("kinds", [2, 50, 1 << 15])
+def test_the_auc_of_bins_counts_every_pair_once_and_ties_half(positives: int, kinds: int) -> None:
+    levels, rng = 1 << 15, np.random.default_rng([positives, kinds])
+    positive = rng.permutation(1500) < positives
+    rounded = (rng.integers(kinds, size=(4, 1500)) * (levels // kinds)).astype(np.float32)
+    rounded[:, ~positive] = np.floor(rounded[:, ~positive] * 0.8)
+    sums, total = selection._BinnedSums(rounded, positive, levels), np.zeros(1500, np.float32)
+    for size, run in enumerate(rng.integers(4, size=20), start=1):
+        value = sums.with_one_more(run)
+        sums.add(run)
+        total += rounded[run]
+        bins = (total * np.float32(selection.BINS / (levels * size))).astype(int)
+        above = bins[positive][:, None] - bins[~positive]
+        won = 2 * np.count_nonzero(above > 0) + np.count_nonzero(above == 0)
+        assert value == sums.value() == won / (2 * above.size)
+
+
 def test_of_a_class_with_very_many_rows_a_selection_uses_a_random_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "MAX_OF_CLASS", 1000)
     y = (np.arange(6000) % 20 == 0).astype(int)

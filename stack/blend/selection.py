@@ -187,42 +187,53 @@ class _BinnedSums:
 
     def __init__(self, rounded: NDArray[np.float32], positive: NDArray[np.bool_], levels: int) -> None:
         """Takes the ranks (runs, n) as whole numbers below `levels`."""
-        self._levels = levels
-        self._columns = [np.ascontiguousarray(rounded[:, rows]) for rows in (positive, ~positive)]
-        self._totals, self._size = [np.zeros(part.shape[1], np.float32) for part in self._columns], 0
-        self._spare = [np.empty_like(total) for total in self._totals]
+        n, self._levels, self._positives = len(positive), levels, int(np.count_nonzero(positive))
+        self._columns = np.ascontiguousarray(rounded[:, np.argsort(~positive, kind="stable")])  # positives first
+        self._total, self._size = np.zeros(n, np.float32), 0
+        # Arrays of many rows that were made anew for each AUC would cost more than what is computed in them.
+        self._spare, self._bins = np.empty(n, np.float32), np.empty(n, np.intp)
+        self._won = np.empty(n - self._positives, np.intp)
 
     def add(self, run: int) -> None:
-        for total, part in zip(self._totals, self._columns, strict=True):
-            total += part[run]
+        self._total += self._columns[run]
         self._size += 1
 
     def remove(self, run: int) -> None:
-        for total, part in zip(self._totals, self._columns, strict=True):
-            total -= part[run]
+        self._total -= self._columns[run]
         self._size -= 1
 
     def value(self) -> float:
-        for total, spare in zip(self._totals, self._spare, strict=True):
-            spare[:] = total
+        self._spare[:] = self._total
         return self._auc_of_spare(self._size)
 
     def with_one_more(self, run: int) -> float:
-        for total, part, spare in zip(self._totals, self._columns, self._spare, strict=True):
-            np.add(total, part[run], out=spare)
+        np.add(self._total, self._columns[run], out=self._spare)
         return self._auc_of_spare(self._size + 1)
 
     def without(self, run: int) -> float:
-        for total, part, spare in zip(self._totals, self._columns, self._spare, strict=True):
-            np.subtract(total, part[run], out=spare)
+        np.subtract(self._total, self._columns[run], out=self._spare)
         return self._auc_of_spare(self._size - 1)
 
     def _auc_of_spare(self, size: int) -> float:
-        scale = np.float32(BINS / (self._levels * size))
-        positives, negatives = ((spare * scale).astype(np.intp) for spare in self._spare)
-        held = np.bincount(negatives, minlength=BINS)
-        twice_below = 2 * np.cumsum(held) - held  # negatives in lower bins count twice, those of the same bin once
-        return float(twice_below[positives].sum()) / (2 * len(positives) * len(negatives))
+        self._spare *= np.float32(BINS / (self._levels * size))
+        self._bins[:] = self._spare
+        positives, negatives = self._bins[: self._positives], self._bins[self._positives :]
+        _twice_won(positives).take(negatives, out=self._won, mode="clip")  # "raise" would copy `out`
+        return float(self._won.sum()) / (2 * len(positives) * len(negatives))
+
+
+def _twice_won(bins: Ints) -> Ints:
+    """Returns for each bin how many of `bins` (n,) are higher, counted twice, and how many are the same."""
+    n = len(bins)
+    if n > BINS // 8:
+        held = np.bincount(bins, minlength=BINS)
+        return 2 * n - 2 * np.cumsum(held) + held
+    edges = np.empty(2 * n + 2, np.intp)  # where the number falls by one: a sort of few is faster than a sum over bins
+    edges[0], edges[-1] = 0, BINS
+    edges[1 : n + 1] = bins
+    np.add(bins, 1, out=edges[n + 1 : -1])
+    edges.sort()
+    return np.repeat(np.arange(2 * n, -1, -1), edges[1:] - edges[:-1])
 
 
 def _sums_of(
