@@ -19,7 +19,7 @@ from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.columns import NetScaler, Weighting
 from stack.blend.search import (
-    _step,
+    _Climb,
     best_weighting,
     completed,
     quiet_optuna,
@@ -116,9 +116,15 @@ def test_studies_are_silent_and_leave_optunas_log_as_it_was() -> None:
 
 
 def test_steps_grow_with_success_and_shrink_without() -> None:
-    one_in_five = [({}, value) for value in (0.5, 0.6, 0.1, 0.1, 0.1, 0.1)]
-    assert _step(one_in_five, 1) == pytest.approx(_step(one_in_five[:1], 1))
-    assert _step(one_in_five[:2], 1) > _step(one_in_five[:1], 1) > _step([*one_in_five[:1], *one_in_five[2:]], 1)
+    def step_after(*values: float) -> float:
+        climb = _Climb(warm_starts=1)
+        for value in values:
+            climb.add({}, value)
+        return climb.step
+
+    assert step_after(0.5, 0.6, 0.1, 0.1, 0.1, 0.1) == pytest.approx(step_after(0.5))
+    assert step_after(0.5, 0.6) > step_after(0.5) > step_after(0.5, 0.1)
+    assert step_after(0.5, 0.5) == step_after(0.5, 0.1), "an equal value is no success"
 
 
 def test_a_study_of_other_data_is_refused_by_what_differs() -> None:

@@ -71,9 +71,10 @@ def search_trials(
             return arrays[kind][:, run]
 
     value_of = scorer(objective, y)
+    total, part = np.empty((2, np.size(y)))  # the same arrays for each trial
 
     def value(weighting: Weighting) -> float:
-        total: Floats | float = 0.0
+        total.fill(0.0)
         for run, (kind, weight) in enumerate(zip(weighting.transforms, weighting.weights, strict=True)):
             if weight == 0:  # adds nothing
                 continue
@@ -81,23 +82,28 @@ def search_trials(
                 values = standard_rank(ranks[:, run], weighting.powers[run])
             else:
                 values = column(kind, run)
-            total = total + weight * values
-        return value_of(np.asarray(total))
+            np.multiply(values, weight, out=part)
+            np.add(total, part, out=total)
+        return value_of(total)
 
     with quiet_optuna():
         done = [] if study is None else completed(study)
-        history: Trials = [(trial.params, float(trial.values[0])) for trial in done]
-        while (number := len(history)) < trials and (number == 0 or deadline is None or time.monotonic() < deadline):
+        climb = _Climb(len(warm_starts))
+        for trial in done:
+            climb.add(trial.params, float(trial.values[0]))
+        while (number := len(climb.trials)) < trials and (
+            number == 0 or deadline is None or time.monotonic() < deadline
+        ):
             parameters = (
                 _parameters(warm_starts[number](), space)
                 if number < len(warm_starts)
-                else _mutated(history, len(warm_starts), space, np.random.default_rng([seed, number]))
+                else climb.mutated(space, np.random.default_rng([seed, number]))
             )
             score = value(weighting_from_parameters(parameters, allowed))
             if study is not None:
                 study.add_trial(optuna.trial.create_trial(params=parameters, distributions=dict(space), value=score))
-            history.append((parameters, score))
-    return history
+            climb.add(parameters, score)
+    return climb.trials
 
 
 def best_weighting(history: Trials, allowed: Sequence[Sequence[str]]) -> Weighting:
@@ -205,36 +211,41 @@ def _parameters(weighting: Weighting, space: Mapping[str, BaseDistribution]) -> 
     return {name: parameters[name] for name in space}
 
 
-def _mutated(
-    history: Sequence[tuple[Mapping[str, Any], float]],
-    n_warm_starts: int,
-    space: Mapping[str, BaseDistribution],
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """Returns the best parameters so far with one of them moved and, on average, nearly two more."""
-    parameters, step = dict(history[_best(history)][0]), _step(history, n_warm_starts)
-    names = list(space)
-    mutated = rng.random(len(names)) < 2 / len(names)
-    mutated[rng.integers(len(names))] = True
-    for name in np.array(names)[mutated]:
-        distribution = space[name]
-        if isinstance(distribution, CategoricalDistribution):
-            others = [kind for kind in distribution.choices if kind != parameters[name]]
-            parameters[name] = others[rng.integers(len(others))]
-        elif name.startswith("power"):
-            exponent = np.log2(parameters[name]) + 4 * step * rng.normal()
-            parameters[name] = float(2 ** np.clip(exponent, *np.log2(POWER_RANGE)))
-        else:
-            parameters[name] = float(_reflected(parameters[name] + step * rng.normal()))
-    return parameters
+class _Climb:
+    """The trials so far, the best of them, and by how much the next one moves its parameters."""
 
+    def __init__(self, warm_starts: int) -> None:
+        self.trials: Trials = []
+        self.step = _FIRST_STEP
+        self._warm_starts, self._best = warm_starts, 0
 
-def _step(history: Sequence[tuple[Mapping[str, Any], float]], n_warm_starts: int) -> float:
-    step, best = _FIRST_STEP, max((value for _, value in history[:n_warm_starts]), default=-np.inf)
-    for _, value in history[n_warm_starts:]:
-        step *= _STEP_GROWTH if value > best else _STEP_GROWTH**-0.25
-        step, best = min(max(step, _MIN_STEP), _MAX_STEP), max(best, value)
-    return step
+    def add(self, parameters: Mapping[str, Any], value: float) -> None:
+        """Takes a finished trial. After the warm starts, the step grows with a success and shrinks otherwise."""
+        number = len(self.trials)
+        self.trials.append((parameters, value))
+        better = number == 0 or value > self.trials[self._best][1]
+        if number >= self._warm_starts:
+            step = self.step * (_STEP_GROWTH if better else _STEP_GROWTH**-0.25)
+            self.step = min(max(step, _MIN_STEP), _MAX_STEP)
+        if better:  # of equal values the first is the best, which is the simplest
+            self._best = number
+
+    def mutated(self, space: Mapping[str, BaseDistribution], rng: np.random.Generator) -> dict[str, Any]:
+        """Returns the best parameters so far with one of them moved and, on average, nearly two more."""
+        parameters, names = dict(self.trials[self._best][0]), list(space)
+        moved = rng.random(len(names)) < 2 / len(names)
+        moved[rng.integers(len(names))] = True
+        for index in np.flatnonzero(moved):
+            name, distribution = names[index], space[names[index]]
+            if isinstance(distribution, CategoricalDistribution):
+                others = [kind for kind in distribution.choices if kind != parameters[name]]
+                parameters[name] = others[rng.integers(len(others))]
+            elif name.startswith("power"):
+                exponent = np.log2(parameters[name]) + 4 * self.step * rng.normal()
+                parameters[name] = float(2 ** np.clip(exponent, *np.log2(POWER_RANGE)))
+            else:
+                parameters[name] = float(_reflected(parameters[name] + self.step * rng.normal()))
+        return parameters
 
 
 def _best(history: Sequence[tuple[Mapping[str, Any], float]]) -> int:

@@ -299,6 +299,11 @@ def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
         only = "positive" if rows.size else "negative"
         raise DataError(f"a single class: all {positive.size} rows are {only}, and {objective} needs both classes")
 
+    def area(s: NDArray[Any]) -> float:
+        negatives, positives = np.sort(s[negative_rows]), np.sort(s[rows])
+        twice_won = sum(np.searchsorted(negatives, positives, side).sum() for side in ("left", "right"))
+        return float(twice_won / 2 / (rows.size * negative_rows.size))
+
     def value(s: NDArray[Any]) -> float:
         negatives = np.sort(s[negative_rows])
         steps, count = np.unique(s[rows], return_counts=True)
@@ -306,7 +311,7 @@ def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
         at = np.searchsorted(negatives, steps, "right") - below
         return float(value_of(RocCurve(count.astype(np.float64), below, at, np.asarray(float(negative_rows.size)))))
 
-    return value
+    return area if objective == "auc" else value
 
 
 def auc_by_fold(y: ArrayLike, s: ArrayLike, fold: ArrayLike) -> pd.Series[float]:
