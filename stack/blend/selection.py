@@ -233,7 +233,7 @@ def _twice_won(bins: Ints) -> Ints:
     edges[1 : n + 1] = bins
     np.add(bins, 1, out=edges[n + 1 : -1])
     edges.sort()
-    return np.repeat(np.arange(2 * n, -1, -1), edges[1:] - edges[:-1])
+    return np.arange(2 * n, -1, -1).repeat(edges[1:] - edges[:-1])
 
 
 def _sums_of(
