@@ -55,6 +55,15 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
     assert made.stdout.strip() == "[]"
 
 
+def test_a_worker_of_a_blend_starts_without_scikit_learn() -> None:
+    code = (
+        "import sys, stack.blend.fold_fits; "
+        "print([m for m in ('sklearn', 'scipy.stats', 'pydantic', 'matplotlib', 'torch') if m in sys.modules])"
+    )
+    made = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert made.stdout.strip() == "[]"
+
+
 def test_the_export_list_is_frozen() -> None:
     import dermstack
 

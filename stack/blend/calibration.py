@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
-from sklearn.isotonic import IsotonicRegression
 
 from dermstack.errors import DataError
 from stack.blend.choice import choose_method
@@ -142,6 +141,8 @@ def fit_isotonic(score: ArrayLike, y: ArrayLike) -> Isotonic:
 
     Fitted values are clipped to [0.5 / n, 1 - 0.5 / n], so that the log loss is finite.
     """
+    from sklearn.isotonic import IsotonicRegression  # its import takes as long as all that a worker of a blend imports
+
     auc(y, score)
     _check(score)
     edge = 0.5 / len(np.asarray(score))

@@ -14,20 +14,19 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError
-from dermstack.threads import limit_threads
 from image_models.processes import run_parallel
 from image_models.settings import DoneBefore
 from stack.blend.blender import Blender, check_run_names, check_two_classes
 from stack.blend.choice import choose_method
 from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
-from stack.blend.preselection import informative_runs
+from stack.blend.fold_fits import FitRows, Fits, fit_without
 from stack.blend.row_checks import check_rows, check_runs, checked_folds, checked_numbers, simplest_first
 from stack.blend.stored_fits import StoredFits, data_key
 from stack.blend.transformed import TransformedRuns
-from stack.blend.weights import DEFAULT_METHODS, WITHOUT_TARGETS, Fitted, Settings, WeightFits, score_all
+from stack.blend.weights import DEFAULT_METHODS, Settings
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import Bools, Floats, check_same_order, score
-from stack.ranks import mid_ranks, whole_numbers
+from stack.ranks import whole_numbers
 
 
 @dataclass(frozen=True)
@@ -149,10 +148,10 @@ class FittedMethods:
     """Blends of some methods on one matrix of predictions, fitted without each set of folds that a choice needs."""
 
     methods: tuple[str, ...]  # simplest first
-    by_set: Mapping[LeftOutFolds, _Fits]
+    by_set: Mapping[LeftOutFolds, Fits]
     blenders: Mapping[str, Blender]  # by method, not yet fitted
     frame: pd.DataFrame
-    rows: _FitRows
+    rows: FitRows
     scaler: NetScaler
     split_group: NDArray[Any]
 
@@ -214,6 +213,8 @@ def fit_methods(rows: BlendRows, settings: NestedSettings, *, candidates: int = 
     blenders = {method: Blender(method, **asdict(settings.of_methods)) for method in methods}
     final = next(iter(blenders.values())).prepared_for(frame, scaler)
     sets = left_out_sets(folds, methods, candidates=candidates)
+    for without in sets:
+        check_two_classes((y == 1).astype(int)[~np.isin(fold, list(without))])
     by_study: dict[LeftOutFolds, Weighting] = {}
     if settings.tuned is not None and "optuna" in methods:
         by_study = _checked_weightings(settings.tuned, sets, final)
@@ -221,10 +222,10 @@ def fit_methods(rows: BlendRows, settings: NestedSettings, *, candidates: int = 
     if settings.keep_in is not None:
         stored = StoredFits(settings.keep_in, data_key(p, y, nets, fold, split_group, settings.preselect))
     columns = TransformedRuns(scaler, p, nets).prepared()
-    fit_rows = _FitRows(columns, y == 1, fold, pd.factorize(split_group)[0])
+    fit_rows = FitRows(columns, y == 1, fold, pd.factorize(split_group)[0])
     tasks = [
         partial(
-            _fit_without, without, rows=fit_rows, methods=methods, settings=final.settings,
+            fit_without, without, rows=fit_rows, methods=methods, settings=final.settings,
             preselect=settings.preselect, weighting=by_study.get(without), stored=stored,
         )
         for without in sets
@@ -302,77 +303,7 @@ def number_of_fits(folds: int, methods: Sequence[str], *, candidates: int = 1) -
     return len(left_out_sets(range(folds), methods, candidates=candidates)) * len(methods)
 
 
-@dataclass(frozen=True)
-class _FitRows:
-    """Rows that a blend is fitted to and scored on, checked and transformed."""
-
-    columns: TransformedRuns
-    positive: Bools
-    fold: NDArray[Any]
-    split_group: NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class _Fits:
-    """Blends of all methods fitted without some folds."""
-
-    without: LeftOutFolds
-    fitted: list[Fitted]
-    scores: list[Floats]  # for each method: scores of the rows left out, or of all where no fold is left out
-    comparable: list[Floats]  # the same as ranks among all rows
-    used_runs: Bools
-    kept: int  # how many of the fits were found on disk
-
-    def rows(self, fold: NDArray[Any]) -> Bools:
-        """Returns which rows (n,) are scored."""
-        return np.isin(fold, list(self.without)) if self.without else np.ones(len(fold), np.bool_)
-
-
-# Bytes must not depend on n_jobs, with which the number of BLAS threads changes.
-@limit_threads(1)
-def _fit_without(
-    without: LeftOutFolds,
-    *,
-    rows: _FitRows,
-    methods: tuple[str, ...],
-    settings: Settings,
-    preselect: bool,
-    weighting: Weighting | None,
-    stored: StoredFits | None,
-) -> _Fits:
-    """Fits each method without the folds `without` and scores their rows, or all rows where no fold is left out."""
-    columns, seen = rows.columns, ~np.isin(rows.fold, list(without))
-    positive = rows.positive[seen]
-    check_two_classes(positive.astype(int))
-    known, used = stored.read(without, methods, settings) if stored else ({}, None)
-    kept = len(known)  # `WeightFits` adds its own to them
-    if used is None:
-        used = np.ones(columns.runs, np.bool_)
-        if preselect:
-            ranks = columns.part(rows=seen).matrix(("rank",) * columns.runs, standard=False)
-            used = informative_runs(ranks, positive, rows.split_group[seen])
-    fits = WeightFits(columns.part(rows=seen, runs=used), positive, settings, known)
-    found = []
-    for method in methods:
-        if method == "optuna" and weighting is not None:
-            found.append(Fitted(weighting))
-            continue
-        is_new = method not in known
-        fit = fits.fit(method)
-        if stored and is_new and method not in WITHOUT_TARGETS:
-            stored.write(without, method, settings, fit, used)
-        found.append(fit.spread_over(used))
-    scored = ~seen if without else seen
-    scores, comparable = [], []
-    for method, fit in zip(methods, found, strict=True):
-        made = score_all(method, settings.objective, fit, columns, seen)
-        on_one_scale = made if settings.objective == "logloss" or not without else mid_ranks(made)
-        scores.append(made[scored])
-        comparable.append(on_one_scale[scored])
-    return _Fits(without, found, scores, comparable, used, kept)
-
-
-def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats], fits: Mapping[int, _Fits]) -> Floats:
+def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats], fits: Mapping[int, Fits]) -> Floats:
     """Returns (n,) with each fold's rows from its own piece, the scores of the rows of a fit; NaN in other folds."""
     assembled = np.full(len(fold), np.nan)
     for k, piece in pieces.items():
