@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from dermstack.errors import ImageError
 from image_models.cache import ImageCache
 from image_models.processes import explain_death, own_packages_first
-from image_models.transforms import Augment
+
+if TYPE_CHECKING:
+    from image_models.transforms import Augment  # imports albumentations, which predictions do not need
 
 
 class Batch(NamedTuple):

@@ -64,6 +64,15 @@ def test_a_worker_of_a_blend_starts_without_scikit_learn() -> None:
     assert made.stdout.strip() == "[]"
 
 
+def test_predictions_do_not_wait_for_the_import_of_augmentations() -> None:
+    code = (
+        "import sys, image_models.explain, image_models.saved; "
+        "print([m for m in ('albumentations', 'kornia') if m in sys.modules])"
+    )
+    made = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert made.stdout.strip() == "[]"
+
+
 def test_the_export_list_is_frozen() -> None:
     import dermstack
 
