@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import WITHOUT_IMAGE_EXTRA
 from sources import PACKAGES, ROOT, source_files
 
@@ -46,29 +47,16 @@ def test_optional_extras_are_imported_only_where_they_are_used() -> None:
     assert made.returncode == 0, made.stderr
 
 
-def test_help_does_not_wait_for_heavy_imports() -> None:
-    code = (
-        "import sys, dermstack.cli.main; "
-        "print([m for m in ('torch', 'pandas', 'lightgbm', 'optuna') if m in sys.modules])"
-    )
-    made = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
-    assert made.stdout.strip() == "[]"
-
-
-def test_a_worker_of_a_blend_starts_without_scikit_learn() -> None:
-    code = (
-        "import sys, stack.blend.fold_fits; "
-        "print([m for m in ('sklearn', 'scipy.stats', 'pydantic', 'matplotlib', 'torch') if m in sys.modules])"
-    )
-    made = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
-    assert made.stdout.strip() == "[]"
-
-
-def test_predictions_do_not_wait_for_the_import_of_augmentations() -> None:
-    code = (
-        "import sys, image_models.explain, image_models.saved; "
-        "print([m for m in ('albumentations', 'kornia') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("started", "heavy"),
+    [
+        ("dermstack.cli.main", ("torch", "pandas", "lightgbm", "optuna")),  # --help
+        ("stack.blend.fold_fits", ("sklearn", "scipy.stats", "pydantic", "matplotlib", "torch")),  # a worker of a blend
+        ("image_models.explain, image_models.saved", ("albumentations", "kornia")),  # predictions and heat maps
+    ],
+)
+def test_what_starts_does_not_wait_for_imports_that_it_does_not_need(started: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, {started}; print([name for name in {heavy} if name in sys.modules])"
     made = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert made.stdout.strip() == "[]"
 
