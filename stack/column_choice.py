@@ -21,6 +21,7 @@ from stack.columns import (
     Kind,
     TableColumns,
     known_cells,
+    known_numbers,
     name_in_table,
 )
 from stack.data_config import ColumnRules, Wanted
@@ -174,19 +175,18 @@ def _automatic(
             "by its name it holds keys of patients or lesions: name it as columns.group, or, if it is a feature, as "
             "columns.categorical"
         )
-    cells = known_cells(train[column], column, rules.missing)
+    cells, numbers = known_numbers(train[column], column, rules.missing)
     known = cells.notna().to_numpy()
     distinct = cells[known].nunique()
     if distinct == 0:
         return left_out("no row has a value")
     if distinct == 1 and known.all():
         return left_out("all rows have one value")
-    numbers = pd.to_numeric(cells, errors="coerce")
-    numeric = bool((numbers.notna().to_numpy() == known).all())
+    numeric = bool((~np.isnan(numbers) == known).all())
     if numeric and test is not None:
-        other = known_cells(test[column], column, rules.missing)
-        numeric = bool((pd.to_numeric(other, errors="coerce").notna() == other.notna()).all())
-    if numeric and (infinite := np.isinf(numbers.to_numpy(np.float64, na_value=np.nan))).any():  # missing values
+        other, of_other = known_numbers(test[column], column, rules.missing)
+        numeric = bool((~np.isnan(of_other) == other.notna()).all())
+    if numeric and (infinite := np.isinf(numbers)).any():  # missing values
         numeric = not infinite[known].all()  # `inf` alone is a word, such as one for inferior
         cells = cells.mask(infinite) if numeric else cells
         known = cells.notna().to_numpy()
@@ -195,7 +195,7 @@ def _automatic(
     if odd is not None and (distinct > _MIN_DISTINCT_SHARE * n or distinct > MAX_LEVELS):
         return Choice(column, None, str(odd), odd)
     if n >= _MIN_ROWS and odd is None:
-        if distinct == n and (not numeric or is_numbering(column, numbers[known].to_numpy(np.float64))):
+        if distinct == n and (not numeric or is_numbering(column, numbers[known])):
             return left_out("every row has another value: an identifier")
         if not numeric:
             if cells[known].str.len().mean() > MAX_TEXT:
@@ -223,7 +223,9 @@ def _number_text(column: str, train: pd.DataFrame, test: pd.DataFrame | None, ru
     return number_text(known_cells(pd.concat(parts, ignore_index=True), column, rules.missing), column)
 
 
-def _strength(cells: pd.Series, numbers: pd.Series | None, target: NDArray[np.int8], group: pd.Series) -> float:
+def _strength(
+    cells: pd.Series, numbers: NDArray[np.float64] | None, target: NDArray[np.int8], group: pd.Series
+) -> float:
     """Returns the AUC of one column alone: of its values in their better direction, or of the rates of its words.
 
     The rate of a word is that among the rows of the other half of the groups, so that rare words do not separate the
@@ -235,7 +237,7 @@ def _strength(cells: pd.Series, numbers: pd.Series | None, target: NDArray[np.in
         found.append(auc(target, known.astype(np.float64)))
     if numbers is not None:
         if len(np.unique(target[known])) == 2:
-            found.append(auc(target[known], numbers[known].to_numpy(np.float64)))
+            found.append(auc(target[known], numbers[known]))
     else:
         half = pd.factorize(group)[0] % 2
         words = cells.fillna("")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import TabularError
 from dermstack.listing import first_of
+from stack.cells import plain_numbers
 from stack.data_config import Codes
 from stack.keys import MISSING_KEYS, unified_words
 from stack.number_texts import NumberText, number_text
@@ -249,8 +250,7 @@ def _numbers(
     """
     if csv not in raw:
         return np.full(len(raw), np.nan, np.float32)
-    text = known_cells(raw[csv], csv, missing)
-    numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    text, numbers = known_numbers(raw[csv], csv, missing)
     if (beyond := np.abs(numbers) > LARGEST).any():
         infinite[csv] = beyond
         numbers = np.where(beyond, np.nan, numbers)
@@ -312,6 +312,19 @@ def _used_too_early(expressions: Mapping[str, Expression]) -> list[str]:
     return faults
 
 
+def known_numbers(cells: pd.Series, column: str, missing: Codes) -> tuple[pd.Series, NDArray[np.float64]]:
+    """Returns the text of `known_cells` (n,), and its numbers, NaN for missing cells and those that are no number."""
+    if not _codes_of(column, missing):
+        plain = plain_numbers(cells)
+        if plain is not None and not np.isnan(plain).any():  # no cell is empty or a word, so none is missing
+            return cells, plain
+    text = known_cells(cells, column, missing)
+    numbers = plain_numbers(text)
+    if numbers is None:
+        numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    return text, numbers
+
+
 def known_cells(cells: pd.Series, column: str, missing: Codes) -> pd.Series:
     """Returns stripped text (n,), NaN for empty cells, words such as `NA` and codes that ``missing`` declares.
 
@@ -321,12 +334,16 @@ def known_cells(cells: pd.Series, column: str, missing: Codes) -> pd.Series:
     text = cells.str.strip()
     lower = text.str.lower()
     unknown = lower.isin(MISSING_KEYS)
-    codes = [code for name, listed in missing.items() if fits(column, name) for code in listed]
-    if codes:
+    if codes := _codes_of(column, missing):
         unknown |= lower.isin([str(code).strip().lower() for code in codes])
         if numbers := [number for code in codes if (number := _as_number(code)) is not None]:
             unknown |= pd.to_numeric(text, errors="coerce").isin(numbers)
     return text.mask(unknown)
+
+
+def _codes_of(column: str, missing: Codes) -> list[str | float]:
+    """Returns the codes of a column for missing values."""
+    return [code for name, listed in missing.items() if fits(column, name) for code in listed]
 
 
 def check_missing_names(missing: Codes, known: Iterable[str], path: Path, faults: list[str]) -> None:

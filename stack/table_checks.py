@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.listing import first_of
-from stack.keys import MISSING_KEYS, is_ascii, matches, similar_words, spelled_twice, words_as_in
+from stack.keys import MISSING_KEYS, contained, is_ascii, matches, similar_words, spelled_twice, words_as_in
 
 _UNSAFE = r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$"
 
@@ -243,7 +243,8 @@ def case_notes(
             continue
         words = frame[name].dropna()
         others = words if known is None else known[name].dropna()
-        pairs = similar_words(words if known is None else words[~words.isin(others)], others)
+        spellings = words.drop_duplicates()
+        pairs = similar_words(spellings if known is None else spellings[~contained(spellings, others)], others)
         if pairs:
             (word, other), more = pairs[0], f", {len(pairs):,} such pairs" if len(pairs) > 1 else ""
             n = int((words == word).sum())

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dermstack.errors import DataError
-from stack.cells import UNNAMED_INDEX, as_text, is_rounded, read_cells, read_columns
+from stack.cells import UNNAMED_INDEX, as_text, is_rounded, plain_numbers, read_cells, read_columns
+from stack.columns import known_cells, known_numbers
+from stack.data_config import Codes
 
 FRAME = pd.DataFrame({"id": ["007", "NA", "1e3"], "p": [0.25, 0.5, 1.0]})
 # "café" in Latin-1, in a column that says it were UTF-8.
@@ -156,3 +158,28 @@ def test_integers_beyond_the_digits_of_their_type_are_found(kind: str, exact: in
     assert not is_rounded(pd.Series([exact - 1, 0.5, np.nan, np.inf], dtype=kind))
     assert np.array(exact, kind) == np.array(exact + 1, kind), "the oracle: the type itself"
     assert not is_rounded(pd.Series([exact, exact + 1]))  # integers
+
+
+def test_plain_numbers_are_those_of_pandas_to_the_last_bit(rng: np.random.Generator) -> None:
+    """Random decimals over many powers of ten, as Python writes them, and with six digits."""
+    values = rng.normal(size=20_000) * 10.0 ** rng.integers(-30, 30, 20_000)
+    for text in (map(repr, values.tolist()), (f"{value:.6g}" for value in values)):
+        cells = pd.Series(list(text), dtype="str")
+        made = plain_numbers(cells)
+        assert made is not None
+        np.testing.assert_array_equal(made, pd.to_numeric(cells).to_numpy(np.float64))
+        np.testing.assert_array_equal(made, [float(cell) for cell in cells])
+
+
+@pytest.mark.parametrize("odd", ["", " 5", "5 ", "1,5", "0x1A", "1_0", "one", "nan", "inf", "-Infinity", "1e999", "+5"])
+@pytest.mark.parametrize("missing", [{}, {"width": (999,)}, {"w*": ("one", 7)}])
+def test_numbers_of_a_column_are_those_of_its_known_cells(
+    odd: str, missing: dict[str, tuple[str | float, ...]]
+) -> None:
+    cells = pd.Series(["1", "2.50", "999", "7", odd], dtype="str")
+    text, numbers = known_numbers(cells, "width", missing)
+    expected = known_cells(cells, "width", missing)
+    pd.testing.assert_series_equal(text, expected)
+    np.testing.assert_array_equal(
+        numbers, pd.to_numeric(expected, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    )
