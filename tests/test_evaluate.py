@@ -96,7 +96,9 @@ def test_from_a_notebook_it_is_the_same(folder: Path, small_data: Path, tmp_path
     found = jsonable(evaluate(bundle, rows, targets.sample(frac=1, random_state=0), device="cpu"))
     omitted = [found.pop(name) for name in ("review", "unit", "estimate")]
     assert omitted == [None, "image", "nested"], "not written: as before there were any others"
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written.pop("made_from"), "of the files, not of the evaluation"
+    assert written == found
 
 
 def test_the_lines_of_the_page_run(
@@ -129,6 +131,44 @@ def test_killed_after_predicting_it_goes_on_without_predicting_again(
     monkeypatch.setattr(dermstack.serve.predict, "score_pictures", None)
     assert run_cli(*command) == 0
     assert (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_an_evaluation_of_other_labels_images_or_bundle_is_overwritten_only_with_replace(
+    folder: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = arguments(folder, small_data, folder / "labels.csv", out)
+    (out / "predictions.csv").parent.mkdir()
+    (out / "predictions.csv").write_text("mine\n")
+    assert f"--out {out} has a file predictions.csv already" in command_error(capsys, *command)
+    assert (out / "predictions.csv").read_text() == "mine\n"
+    (out / "evaluation.json").write_text("[]")
+    assert "none of dermstack's" in command_error(capsys, *command)
+    (out / "dropped.csv").write_text("id\nimage of the earlier one\n")
+    assert run_cli(*command, "--replace", "--quiet") == 0
+    assert not (out / "dropped.csv").exists(), "nothing was left out this time"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    labels = pd.read_csv(folder / "labels.csv", dtype=str)
+    labels.drop(index=labels.index[labels["target"] == "0"][0]).to_csv(tmp_path / "fewer.csv", index=False)
+    of_fewer = arguments(folder, small_data, tmp_path / "fewer.csv", out)
+    fingerprint = read_bundle(folder / "bundle").fingerprint
+    assert f"has an evaluation of bundle {fingerprint} already, made from other" in command_error(capsys, *of_fewer)
+    shutil.copytree(folder / "bundle", tmp_path / "bundle")
+    content = read_bundle(tmp_path / "bundle").manifest
+    other = write_manifest(tmp_path / "bundle", {**content, "experiment": "another"}).fingerprint
+    of_other = arguments(tmp_path, small_data, folder / "labels.csv", out)
+    assert f"and this one is of {other}: name another folder" in command_error(capsys, *of_other)
+    assert not (out / "parts").exists(), "nothing is predicted before"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    assert run_cli(*command, "--quiet") == 0, "the same evaluation may be made again"
+    (out / "evaluation.json").unlink()  # as if it had been killed after predictions.csv
+    (out / "parts").mkdir()
+    (out / "parts" / "job.json").write_text("{}")
+    assert run_cli(*command, "--quiet") == 0
+    assert run_cli(*of_fewer, "--replace", "--quiet") == 0
+    assert len(pd.read_csv(out / "predictions.csv")) == len(labels) - 1
 
 
 def test_without_groups_the_reader_is_told_and_nothing_is_said_of_an_age_that_no_model_uses(

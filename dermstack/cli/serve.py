@@ -202,6 +202,13 @@ def evaluate(
     id_column: IdColumnOption = None,
     target_column: TargetColumnOption = None,
     predictions: PredictionsOption = None,
+    replace_earlier: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Overwrite an earlier evaluation in --out; the same one may be made again without this option.",
+        ),
+    ] = False,
     on_unreadable: UnreadableOption = "refuse",
     similar_names: SimilarOption = False,
     follow_links: LinksOption = False,
@@ -235,6 +242,7 @@ def evaluate(
     evaluate_to_files(
         opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable,
         inputs=[labels, metadata, *(path for paths in given.values() for path in paths)],
+        replace_earlier=replace_earlier,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermstack.errors import DataError
+from dermstack.errors import ConfigError, DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import lacking_columns, read_promise
@@ -34,9 +34,11 @@ from stack.metrics.measures import Purpose, check_classes, jsonable
 from stack.metrics.subgroups import columns_to_cut, with_skin_tone
 from stack.metrics.validation import InternalValidation, Validation, validate
 from stack.outputs import check_output, check_output_folder, output_file
+from stack.store import fingerprint, frame_fingerprint
 from stack.table import read_external_frame
 
 _MAX_LISTED = 5  # ids in a message
+_FILES = "evaluation.json", "evaluation.html", "predictions.csv", "dropped.csv"
 
 
 def read_labelled_rows(
@@ -164,22 +166,29 @@ def evaluate_to_files(
     n_jobs: int = 1,
     on_unreadable: str = "refuse",
     inputs: Sequence[Path | None] = (),
+    replace_earlier: bool = False,
 ) -> Validation:
     """Runs `evaluate` and writes evaluation.json, evaluation.html and predictions.csv to ``folder``.
 
-    An interrupted call resumes there. With ``on_unreadable`` "drop", unreadable images are left out, counted and listed
-    in dropped.csv; with "table" they are predicted from the table alone, evaluated like the others and counted in a
-    note. ``inputs`` are files that have been read, none of which is replaced.
+    An interrupted call resumes there, and the same evaluation may be made again. Raises ConfigError where the folder
+    has files of another one, unless it is to ``replace_earlier`` ones.
+
+    With ``on_unreadable`` "drop", unreadable images are left out, counted and listed in dropped.csv; with "table" they
+    are predicted from the table alone, evaluated like the others and counted in a note. ``inputs`` are files that have
+    been read, none of which is replaced.
     """
     check_output_folder(folder, "--out", closed=[bundle.folder])
-    for name in ("evaluation.json", "evaluation.html", "predictions.csv", "dropped.csv"):
+    for name in _FILES:
         check_output(folder / name, "--out", inputs=inputs)
+    made_from = _fingerprint_of(bundle, rows, labels, on_unreadable)
+    work = folder / "parts"
+    if not replace_earlier:
+        _check_not_another(folder, work, bundle, made_from)
     promise = read_promise(bundle)
     frame, y = rows_and_targets(bundle, rows, labels)
     notes = _notes(bundle, rows, labels)
     for note in notes:  # before the images are predicted, which may take minutes: a label may have to be corrected
         out.warn(note)
-    work = folder / "parts"
     options = PredictOptions(device, n_jobs, on_unreadable=on_unreadable)
     made, dropped = predict_with_dropped(bundle, rows, work, out, options)
     warn_of_fallback(bundle, made, out)
@@ -192,7 +201,9 @@ def evaluate_to_files(
     if dropped:
         write_csv(pd.DataFrame({"id": dropped}), folder / "dropped.csv")
         out.warn(f"{len(dropped):,} unreadable images are left out, see {folder / 'dropped.csv'}")
-    content = jsonable(found)
+    else:
+        (folder / "dropped.csv").unlink(missing_ok=True)  # of the evaluation that this one replaces
+    content = {**jsonable(found), "made_from": made_from}
     if found.review is None:  # as before there were review bands
         del content["review"]
     if found.unit == "image":  # as before there were units
@@ -207,6 +218,36 @@ def evaluate_to_files(
     show_validation(replace(found, notes=tuple(note for note in found.notes if note not in notes)), out)
     out.say(f"page: {folder / 'evaluation.html'}; numbers: {folder / 'evaluation.json'}; predictions.csv beside them")
     return found
+
+
+def _fingerprint_of(bundle: Bundle, rows: NewRows, labels: pd.Series, on_unreadable: str) -> str:
+    """Returns a fingerprint of what an evaluation is made from; images count by name, size and time."""
+    return fingerprint({
+        "bundle": bundle.fingerprint,
+        "rows": frame_fingerprint(rows.frame),
+        "pictures": [(of.name, of.n_bytes, of.stamp, of.swap_red_blue) for of in rows.sources],
+        "labels": targets_of(rows, labels).tolist(),
+        "on_unreadable": on_unreadable,
+    })  # fmt: skip
+
+
+def _check_not_another(folder: Path, work: Path, bundle: Bundle, made_from: str) -> None:
+    """Raises ConfigError where ``folder`` has files that this evaluation would overwrite, and did not write itself."""
+    there = [name for name in _FILES if (folder / name).is_file()]
+    if not there:
+        return
+    try:
+        earlier = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        same = earlier.get("made_from") == made_from
+        said = f"an evaluation of bundle {earlier['bundle']} already, made from other images, labels or options"
+        if earlier["bundle"] != bundle.fingerprint:
+            said = f"an evaluation of bundle {earlier['bundle']} already, and this one is of {bundle.fingerprint}"
+    except FileNotFoundError:  # or this evaluation was killed before it wrote the last of its files
+        same, said = (work / "job.json").is_file(), f"a file {there[0]} already"
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        same, said = False, "a file evaluation.json already, which is none of dermstack's"
+    if not same:
+        raise ConfigError(f"--out {folder} has {said}: name another folder, or overwrite its files with `--replace`")
 
 
 def _validated(
