@@ -298,6 +298,21 @@ def test_the_command_ends_with_status_2_and_imports_the_rest(
     assert sorted(path.name for path in experiment.models.iterdir()) == ["net_b", "net_c"]
 
 
+def test_the_command_ends_with_the_next_one(
+    experiment: Experiment, nets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(experiment.config_path)
+    options = ["--id-column", "isic"]
+    assert run_cli("import-oof", "-c", config, str(nets), *options) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: dermstack stack --config {config}"
+    one = ["--oof", str(nets / "net_a_oof.csv"), "--test", str(nets / "net_a_test.csv")]
+    model = "image_models=[{name: net, backbone: test_resnet}]"
+    images = ["--set", model, "--set", f"data.images={nets}"]
+    assert run_cli("import-oof", "single", "-c", config, *one, *options, *images) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"next: dermstack oof --config {config} "), "its network has no run yet"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -143,9 +143,18 @@ def import_oof(
             parts = [parts_of(files, average_seeds=average_seeds) for files in paths]
             source = Source((sources or [""])[0], parts[0], parts[1] if test else (), options, all_rows)
             show_runs(experiment, out, [import_source(experiment, source, out, replace=replace)])
+            out.say(f"next: {_next_command(experiment)}")
             return
         found = _found_by_column(experiment, paths, run_columns, options)
     import_many(experiment, found, out, replace_changed=replace)
+    out.say(f"next: {_next_command(experiment)}")
+
+
+def _next_command(experiment: Experiment) -> str:
+    """Returns the command that makes the networks of the config that have no run yet, or else that of the stack."""
+    made = {run.name for run in experiment.finished(level=1)}
+    lacking = any(model.enabled and model.name not in made for model in experiment.config.image_models)
+    return experiment.command("oof" if lacking else "stack")
 
 
 def _found_by_name(experiment: Experiment, named: list[str], options: ImportOptions, out: Out) -> list[Source]:
