@@ -261,8 +261,8 @@ def _say_expected_positives(
     )
     if averaged.kept:
         out.say(
-            f"calibration: {averaged.kept}, so the risks of averaged scores are those of single fold nets, which are "
-            "slightly too low on average and too little spread"
+            f"calibration: the risks of test {what} are not corrected for the averaging over fold nets, as "
+            f"{averaged.kept}; they may be slightly too low on average and too little spread"
         )
 
 

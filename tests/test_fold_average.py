@@ -75,10 +75,14 @@ def test_where_nothing_can_be_found_out_the_map_of_single_nets_stays_and_the_rea
 ) -> None:
     _, _, scores = nets(rng, MIN_ROWS, shared=0.0, own=1.0)
     single = Platt(1.3, 0.4)
+    opposite = expit(
+        np.where(np.arange(FOLDS)[:, None] % 2, -1.0, 1.0) * logit(scores[0])
+    )  # their average has a fifth of the spread
     cases = {
-        "fewer than": scores[:, 1:],
+        f"only {MIN_ROWS - 1} test predictions, and it needs {MIN_ROWS}": scores[:, 1:],
         "no run has predictions of each fold net": np.repeat(scores[:1], FOLDS, axis=0),
         "do not vary": np.repeat(np.linspace(0.2, 0.3, FOLDS)[:, None], MIN_ROWS, axis=1),
+        "it cannot be fitted to them": opposite,
     }
     for reason, given in cases.items():
         found = calibrate_average(single, given)

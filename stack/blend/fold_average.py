@@ -44,7 +44,7 @@ class AverageCalibration:
 
     final: Calibrator
     rows: int  # without labels, that the line was fitted to
-    kept: str = ""  # why the map of single nets is kept; empty where it got a line
+    kept: str = ""  # why the map of single nets is kept, as the end of a sentence; empty where it got a line
 
     def record(self) -> dict[str, Any]:
         """Returns the line, or why there is none, for run.json."""
@@ -63,13 +63,13 @@ def calibrate_average(single: Calibrator, scores: Floats) -> AverageCalibration:
     """
     rows = scores.shape[1]
     if rows < MIN_ROWS:
-        return AverageCalibration(single, rows, f"{rows:,} test predictions, fewer than {MIN_ROWS}")
+        return AverageCalibration(single, rows, f"there are only {rows:,} test predictions, and it needs {MIN_ROWS}")
     if not np.ptp(scores, axis=0).any():
         return AverageCalibration(single, rows, "no run has predictions of each fold net for test rows")
     each, average = clipped_logit(scores, _SCORE_LIMITS), average_scores(scores)
     of_average, x = single(average), clipped_logit(average, _SCORE_LIMITS)
     if not varies(average) or not varies(of_average):
-        return AverageCalibration(single, rows, "the scores of test rows do not vary")
+        return AverageCalibration(single, rows, "the scores of the test rows do not vary")
     p = np.stack([single(of_fold) for of_fold in scores])
     # In standard units: of s̄ the weights of the sums, of the map's logits what the line is applied to.
     centre, spread = x.mean(), x.std()
@@ -86,5 +86,5 @@ def calibrate_average(single: Calibrator, scores: Floats) -> AverageCalibration:
     found = root(gap, np.array([middle, width]))
     slope, intercept = float(found.x[1] / width), float(found.x[0] - found.x[1] * middle / width)
     if not (np.isfinite(found.x).all() and np.abs(gap(found.x)).max() < _TOLERANCE * wanted[0] and slope > 0):
-        return AverageCalibration(single, rows, "no rising line agrees with the single nets")
+        return AverageCalibration(single, rows, "it cannot be fitted to them (no slope above 0 solves its equations)")
     return AverageCalibration(rescaled(single, slope, intercept), rows)
