@@ -164,13 +164,13 @@ def _row(outcome: Outcome, facts: RunFacts | None, doubtful: Sequence[str]) -> d
     problems = {"not imported": "refused, see below", "changed": f"other {outcome.reason}, see below"}.get(
         outcome.state, "; ".join(doubtful) if len(doubtful) < 2 else f"{len(doubtful)} warnings, see above"
     )
-    row = {"run": outcome.name, "state": outcome.state, "rows": "–", "folds": "–", "test": "–", "auc": "–"}
+    row = {"run": outcome.name, "state": outcome.state, "rows": "–", "folds": "–", "test": "–", "AUC": "–"}
     if facts is not None:
         row |= {
             "rows": f"{facts.rows:,}",
             "folds": _folds(facts, outcome.meta),
             "test": _test_nets(facts),
-            "auc": str(facts.auc) if facts.auc else "–",
+            "AUC": str(facts.auc) if facts.auc else "–",
         }
     return row | {"problems": problems or "none"}
 

@@ -127,7 +127,7 @@ def facts_table(facts: Sequence[RunFacts]) -> pd.DataFrame:
             "run": one.name,
             "distinct": one.distinct,
             "resolution": "–" if one.resolution is None else f"{one.resolution:g}",
-            "auc": "–" if one.auc is None else str(one.auc),
+            "AUC": "–" if one.auc is None else str(one.auc),
             "oof p 5/50/95 %": quantile_text(one.quantiles, "/"),
             "test p": quantile_text(np.mean(one.nets["test"].tolist(), axis=0), "/") if len(one.nets) else "–",
             "distance": float(one.nets["distance"].max()) if len(one.nets) else np.nan,

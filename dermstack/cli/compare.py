@@ -123,12 +123,13 @@ def _show_board(out: Out, board: Leaderboard) -> None:
     import pandas as pd
 
     from stack.leaderboard import choice_note
+    from stack.metrics.scores import objective_label
 
-    table = board.table
+    table, label = board.table, objective_label(board.objective)
     shown = pd.DataFrame({
         "place": range(1, len(table) + 1),
         "run": table["run"],
-        board.column: table[board.column],
+        label: table[board.column],
         "95 % interval": _intervals(table["low"], table["high"], ".4f"),
         "to the best": [f"{value:+.4f}" if place else "" for place, value in enumerate(table["difference"])],
         "paired interval": ["", *_intervals(table["difference_low"], table["difference_high"], "+.4f")[1:]],
@@ -145,7 +146,7 @@ def _show_board(out: Out, board: Leaderboard) -> None:
     covered = f"all {len(table)} cover" if len(table) > 1 else "it covers"
     out.table(
         shown,
-        f"{board.column} on the {board.rows:,} rows that {covered} ({board.positives:,} positive, "
+        f"{label} on the {board.rows:,} rows that {covered} ({board.positives:,} positive, "
         f"{board.groups:,} groups); intervals by group",
     )
     if len(table) > 1:

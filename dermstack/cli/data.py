@@ -40,6 +40,7 @@ def audit(
     from dermstack.audit.run import run_audit
     from dermstack.cli.options import show_findings
     from dermstack.report.look_alikes import write_pairs_page
+    from dermstack.report.tables import terminal_table
     from stack.images import caches_in_use
     from stack.store import locked
 
@@ -52,7 +53,8 @@ def audit(
             shown = some.head(SHOWN_PAIRS)
             targets = shown[["target_1", "target_2"]].map("{:.0f}".format, na_action="ignore")  # of test rows: unknown
             nearest = f", the {SHOWN_PAIRS} most alike" if len(some) > SHOWN_PAIRS else ""
-            out.table(shown.assign(**targets), f"pairs of images that look alike, {kind}: {len(some):,}{nearest}")
+            title = f"pairs of images that look alike, {kind}: {len(some):,}{nearest}"
+            out.table(terminal_table(shown.assign(**targets)), title)
     show_findings(out, review.findings)
     if (
         pictures

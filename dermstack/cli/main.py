@@ -396,7 +396,7 @@ def runs(
             "demo-data demo` writes a small data set and the config demo/demo.yaml"
         )
     else:
-        out.table(listing, str(folder))
+        out.table(listing.rename(columns={"auc": "AUC"}), str(folder))
 
 
 app.add_typer(compare_commands)

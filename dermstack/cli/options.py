@@ -91,18 +91,18 @@ def open_for_command(
 
 def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
     """Prints each run's out-of-fold score with its interval."""
+    from dermstack.report.tables import terminal_table
     from stack.history import run_table
     from stack.metrics.own_metric import own_label
+    from stack.metrics.scores import objective_label
 
     if runs:
-        objective = own_label(experiment.config.objective)
-        table = run_table(experiment, runs)
-        table["95 % interval"] = [
-            f"{low:.4f} – {high:.4f}" for low, high in zip(table["low"], table["high"], strict=True)
-        ]
-        columns = ["run", "kind", "rows", objective, "95 % interval", "ap", "within_folds", "seconds", "note"]
-        columns += [column for column in ("equal_size",) if column in table]
-        out.table(table[columns], f"{experiment.name}: out-of-fold {objective} of each run, interval by group")
+        objective, label = own_label(experiment.config.objective), objective_label(experiment.config.objective)
+        shown = run_table(experiment, runs).drop(columns=["level", "min_fold", "max_fold"])
+        out.table(
+            terminal_table(shown, intervals={objective: ("low", "high")}, heads={objective: label}),
+            f"{experiment.name}: out-of-fold {label} of each run, interval by group; mean of folds: AUC",
+        )
 
 
 def show_stacker(experiment: Experiment, out: Out, run: Run) -> None:
@@ -121,8 +121,17 @@ def show_stacker(experiment: Experiment, out: Out, run: Run) -> None:
 
 def show_probes(out: Out, run: Run, probes: pd.DataFrame) -> None:
     """Prints what a stacker would gain from acquisition shortcuts and lose without the other images of each group."""
+    from dermstack.report.tables import terminal_table
+
+    words = {
+        "alone": "each image without its group",
+        "context_counts": "number of images of the group as a feature",
+        "shortcuts": "width, height and file size as features",
+    }
+    intervals = {"auc": ("low", "high"), "difference": ("difference_low", "difference_high")}
+    heads = {"what": "condition", "difference": "difference", "difference_low": "paired interval"}
     out.table(
-        probes,
+        terminal_table(probes.replace({"what": words}), intervals=intervals, heads=heads),
         f"{run.name}: gain from shortcuts, and loss when each image is predicted without its group; groups of one and "
         "other groups are compared with the mean of the level-1 logits",
     )
@@ -184,12 +193,27 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
     """Prints the headline, a comparison of the blend methods, the calibration maps and the weights."""
     import pandas as pd
 
+    from dermstack.report.tables import terminal_table
+    from stack.metrics.scores import objective_label
+
     meta = blend.meta
     show_headline(out, experiment.name, meta)
-    out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested estimate, and optimistic in-sample estimate")
-    calibration = meta["calibration"]
+    intervals = {"nested": ("low", "high"), "difference": ("difference_low", "difference_high")}
+    heads = {"gap": "gap", "difference": "less the first", "difference_low": "paired interval"}
+    methods = pd.DataFrame(meta["methods"])
+    methods.loc[methods.index[:1], ["difference", "difference_low", "difference_high"]] = float("nan")  # to itself
     out.table(
-        pd.DataFrame(calibration["maps"]),
+        terminal_table(methods, intervals=intervals, heads=heads),
+        f"Blend methods, {objective_label(meta['objective'])}: nested estimate, and optimistic in-sample estimate",
+    )
+    calibration = meta["calibration"]
+    less = "less platt"
+    out.table(
+        terminal_table(
+            pd.DataFrame(calibration["maps"]),
+            intervals={less: ("low", "high")},
+            heads={less: "log loss less that of platt", "low": "paired interval"},
+        ),
         f"Calibration maps, fitted without the fold that they are scored on; p_calibrated uses {calibration['chosen']}",
     )
     weights = pd.DataFrame({"run": list(meta["weights"]), "weight": list(meta["weights"].values())})

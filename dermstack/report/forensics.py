@@ -209,7 +209,7 @@ def _folds(examined: Sequence[Examined]) -> HtmlTable:
 
 
 def _values(examined: Sequence[Examined]) -> HtmlTable:
-    frame = facts_table([one.facts for one in examined]).drop(columns="auc")
+    frame = facts_table([one.facts for one in examined]).drop(columns="AUC")
     frame = frame.rename(columns={"oof p 5/50/95 %": "oof", "test p": "test"})
     frame.insert(1, "scale", [one.run.scale for one in examined])
     return table(

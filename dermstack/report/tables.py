@@ -22,6 +22,7 @@ _HEADS = {
     "logloss": "log loss, negated",
     "difference": "difference from the first method",
     "within_folds": "mean of folds",
+    "equal_size": "AUC between groups of equal size",
     "min_fold": "lowest fold",
     "max_fold": "highest fold",
     "tuned": "tuned, in-sample",
@@ -71,6 +72,33 @@ def table(
             columns.append([_bounds(low, high, form) for low, high in rows_of(frame, *intervals[name])])
     rows = [((tags or {}).get(row[0], ""), row) for row in zip(*columns, strict=True)]
     return HtmlTable(shown, rows, max((len(row[0]) for _, row in rows), default=0), [], frame)
+
+
+def terminal_table(
+    frame: pd.DataFrame,
+    *,
+    intervals: Mapping[str, tuple[str, str]] | None = None,
+    heads: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """Returns a frame with the column heads of the pages, for the terminal; ``intervals`` and ``heads`` as in `table`.
+
+    Low and high become one column of text beside their value, and a column "chosen" marks its rows with "yes".
+    """
+    intervals, heads = intervals or {}, {**_HEADS, **(heads or {})}
+    bounds = {column for pair in intervals.values() for column in pair}
+    shown: list[tuple[str, pd.Series[Any]]] = []
+    for name in map(str, frame):
+        if name in bounds:
+            continue
+        column = frame[name].map({True: "yes", False: ""}) if name == "chosen" else frame[name]
+        shown.append((heads.get(name, name.replace("_", " ")), column))
+        if name in intervals:
+            low, high = intervals[name]
+            form = "+.4f" if "difference" in name else ".4f"
+            text = [f"{a:{form}} – {b:{form}}" if a == a else "–" for a, b in rows_of(frame, low, high)]
+            shown.append((heads.get(low, "95 % interval"), pd.Series(text, frame.index)))
+    made = pd.concat([column for _, column in shown], axis=1)
+    return made.set_axis([head for head, _ in shown], axis=1)
 
 
 def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> HtmlTable:
