@@ -130,6 +130,25 @@ def test_a_missing_config_is_named(tmp_path: Path, capsys: Capture) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["init", "gone"], "gone: no such file or folder: name the folder of the data"),
+        (["init", ".", "--images", "gone"], "--images gone: no such file or folder: name the folder of the images"),
+        (["init", ".", "--test", "gone"], "--test gone: no such file or folder"),
+        (["import-dicom", "gone", "config.yaml"], "gone is not a folder"),
+        (["import-tfrecord", "gone", "config.yaml"], "gone is not a TFRecord file"),
+    ],
+)
+def test_what_is_to_be_read_and_missing_is_told_before_what_is_to_be_written_and_exists(
+    command: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("mine")
+    assert words in command_error(capsys, *command)
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
 @pytest.mark.parametrize("command", [["stack"], ["tune", "blend"], ["tune", "gbdt"]])
 def test_level_2_before_level_1_names_the_command(
     command: list[str], config_path: Path, tmp_path: Path, capsys: Capture

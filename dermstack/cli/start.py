@@ -34,6 +34,13 @@ def init(
     from stack.draft.draft import draft_config
     from stack.outputs import check_output, output_file
 
+    for path, option, what in (
+        (start, "", "name the folder of the data, or its table"),
+        (test, "--test ", "name the table of the rows to predict"),
+        (images, "--images ", "name the folder of the images"),
+    ):
+        if path is not None and not path.exists():  # before --out, which matters only where there is something to read
+            raise DataError(f"{option}{path}: no such file or folder: {what}")
     if out.exists() and not replace:
         raise ConfigError(f"--out {out} exists: name another file, or add --replace to overwrite it")
     if out.is_file() and out.suffix.lower() not in (".yaml", ".yml"):
