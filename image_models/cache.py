@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import ImageError
 from dermstack.files import atomic_write
+from dermstack.listing import counted
 from dermstack.parquet import FRAME_ERRORS, read_parquet
 from image_models.io.contents import UNKNOWN
 from image_models.io.decode import DECODER_VERSION
@@ -446,4 +447,6 @@ def unreadable_error(lost: pd.DataFrame, advice: str = DROP_ADVICE) -> ImageErro
     """Returns the error that names the images in ``lost`` (id, reason) and the next step."""
     lines = [f"id {row_id}: {reason}" for row_id, reason in zip(lost["id"], lost["reason"], strict=True)]
     more = f"\n  … and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
-    return ImageError(f"{len(lines)} images cannot be read; {advice}:\n  " + "\n  ".join(lines[:_MAX_LISTED]) + more)
+    return ImageError(
+        f"{counted(len(lines), 'images')} cannot be read; {advice}:\n  " + "\n  ".join(lines[:_MAX_LISTED]) + more
+    )

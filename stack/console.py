@@ -23,6 +23,7 @@ from rich.progress import Task as BarTask
 from rich.table import Table
 from rich.text import Text
 
+from dermstack.listing import counted
 from image_models.settings import DoneBefore
 
 if TYPE_CHECKING:  # slow to import, and a command with nothing to do prints lines alone
@@ -138,7 +139,7 @@ class _PlainBar:
         self._last = now
         if now >= self._next:
             self._next = now + PLAIN_INTERVAL_S
-            said = f"{self._label}: {self._done:,}/{self._total:,} {self._unit}"
+            said = f"{self._label}: {self._done:,}/{counted(self._total, self._unit)}"
             if self._done > self._before:
                 left = (self._total - self._done) / self._speed(now)
                 said += f", {_rate(self._speed(now))} {self._unit}/s, {left:,.0f} s left"
@@ -146,7 +147,7 @@ class _PlainBar:
 
     def end(self) -> None:
         now = time.monotonic()
-        said = f"{self._label}: {self._done:,} {self._unit} in {now - self._started:,.0f} s"
+        said = f"{self._label}: {counted(self._done, self._unit)} in {now - self._started:,.0f} s"
         if self._before:
             said += f", {self._before:,} done before"
         if self._done > self._before or not self._before:

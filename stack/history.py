@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError, StoreError
-from dermstack.listing import first_of
+from dermstack.listing import counted, first_of
 from image_models.locks import unused
 from stack.config import Config
 from stack.experiment import BY_SOURCE, Experiment
@@ -87,7 +87,7 @@ def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
         run = read_run(folder)
         if run is None:
             folds = len(list(folder.glob("fold_*/run.json")))
-            return {"kind": f"unfinished, {folds} folds"}
+            return {"kind": f"unfinished, {counted(folds, 'folds')}"}
         headline = run.meta.get("headline")
         shown = f"{headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}] nested" if headline else ""
         shown += f", for each {per}" if (per := units_of(run)) else ""
@@ -375,7 +375,7 @@ def _note(run: Run, y: NDArray[np.int8]) -> str:
     if run.meta.get("foreign_folds"):
         notes.append("foreign folds")
     if run.meta.get("excluded") and run.meta["level"] == 1:
-        notes.append(f"{run.meta['excluded']} rows excluded")
+        notes.append(f"{counted(run.meta['excluded'], 'rows')} excluded")
     if run.meta.get("test_averaged"):
         notes.append("test averaged")
     if run.has("oof_seeds"):

@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import DataError
-from dermstack.listing import first_of
+from dermstack.listing import counted, first_of
 from image_models.locks import in_use
 from stack.config import Config
 from stack.console import Out
@@ -239,8 +239,8 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out,
             "distance": found["distance"].round(4).to_numpy(),
         })[PAIR_COLUMNS]  # fmt: skip
         out.say(
-            f"near-duplicates: {len(pairs)} pairs of images look alike but for size, encoding, rotation, reflection; "
-            "`dermstack audit` shows them, `data.find_duplicates: false` switches the search off"
+            f"near-duplicates: {counted(len(pairs), 'pairs')} of images that look alike but for size, encoding, "
+            "rotation, reflection; `dermstack audit` shows them, `data.find_duplicates: false` switches the search off"
         )
         if data.on_chain != "merge":
             pairs, unmerged = without_chains(pairs, experiment.as_read.train)
@@ -253,7 +253,7 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out,
     )
     dropped = pd.concat([unreadable, copies], ignore_index=True)[DROPPED_COLUMNS]
     for source, rows in dropped[~contained(dropped["id"], experiment.as_read.test["id"])].groupby("source"):
-        out.warn(f"{len(rows)} rows of {source} are dropped, see dropped.csv")
+        out.warn(f"{counted(len(rows), 'rows')} of {source} left out, see dropped.csv")
     if len(unmerged) and data.on_chain == "refuse":  # not decided yet: the next step must ask
         images_fingerprint = ""
     return Curation(dropped, pairs, images_fingerprint, unmerged)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import DataError
+from dermstack.listing import counted
 from stack.blend.blender import Blender
 from stack.blend.calibration import Calibrator, calibrate_nested, calibration_record, calibrator_state
 from stack.blend.copies import NearCopies, change_without_copies, copies_record, copies_text, near_copies
@@ -102,7 +103,9 @@ def _blend(
     fold = scored.folds.frame["fold"].to_numpy()[rows]
     warn_of_two_folds(experiment, out)
     methods = blend_methods(experiment)
-    out.say(f"blend: {len(runs)} runs, methods {', '.join(methods)}, nested over {experiment.folds.k} folds …")
+    out.say(
+        f"blend: {counted(len(runs), 'runs')}, methods {', '.join(methods)}, nested over {experiment.folds.k} folds …"
+    )
     if units is not None:
         out.say(f"blend: {units_text(experiment, units, predictions.rows)}; poolings {', '.join(pooled)}")
     check_blend_needs(y, split_group, fold, candidates=len(methods) * max(1, len(pooled)), of_units=units is not None)

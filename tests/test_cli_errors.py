@@ -117,7 +117,7 @@ def test_an_unreadable_image_is_named(small_data: Path, tmp_path: Path, capsys: 
     config = small_config(small_data, tmp_path)
     message = command_error(capsys, "oof", "-c", str(config), "--set", f"data.images={images}")
     assert str(broken) in message
-    assert "1 images cannot be read; restore them, drop their rows" in message
+    assert "1 image cannot be read; restore them, drop their rows" in message
     assert unexpected_files(tmp_path) == []
 
 

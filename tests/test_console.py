@@ -119,6 +119,12 @@ def test_progress_is_a_line_now_and_then_and_one_at_the_end(
     assert lines[-1] == "net: 1,000 images in 100 s, 10 images/s"
 
 
+def test_progress_over_one_unit_is_said_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    with Out().bar("bootstrap", 1, unit="runs") as progress:
+        progress(1)
+    assert capsys.readouterr().out.startswith("bootstrap: 1 run in 0 s, ")
+
+
 @pytest.mark.parametrize("found_at_once", [True, False])
 def test_units_done_before_count_as_done_but_not_in_speed_and_time_left(
     found_at_once: bool, clock: list[float], capsys: pytest.CaptureFixture[str]

@@ -227,7 +227,7 @@ def test_two_patients_are_merged_without_a_question(world: Path, capsys: Capture
     show_the_same(world, *strangers(world))
     assert run_cli("oof", "-c", str(config(world))) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "1 pairs of images look alike" in shown
+    assert "1 pair of images that look alike" in shown
     assert "`data.find_duplicates: false` switches the search off" in shown
 
 

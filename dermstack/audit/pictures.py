@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dermstack.audit.finding import Finding, Severity, worst_first
 from dermstack.errors import DataError
+from dermstack.listing import counted
 from stack.table import Table
 
 PAIR_KINDS = ("different targets", "train and test", "across groups", "within a group")
@@ -39,7 +40,11 @@ def picture_findings(
     if len(dropped):
         example = f"{dropped['id'].iloc[0]}: {dropped['reason'].iloc[0]}"
         remedy = "restore the files, or report that these rows are missing"
-        found.append(Finding("warning", "dropped rows", f"{len(dropped)} rows left out of the table", remedy, example))
+        found.append(
+            Finding(
+                "warning", "dropped rows", f"{counted(len(dropped), 'rows')} left out of the table", remedy, example
+            )
+        )
     return worst_first(found)
 
 
@@ -102,7 +107,9 @@ def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
             closest = some.sort_values("distance").iloc[0]
             example = f"closest {closest['id_1']} and {closest['id_2']}"
             found.append(
-                Finding(severity, f"images that look alike, {_where(kind)}", f"{len(some)} pairs", remedy, example)
+                Finding(
+                    severity, f"images that look alike, {_where(kind)}", counted(len(some), "pairs"), remedy, example
+                )
             )
     return found
 

@@ -18,6 +18,7 @@ from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import run_findings
 from dermstack.audit.sources import PART, inputs_of, source_findings
 from dermstack.errors import ConfigError
+from dermstack.listing import counted
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import metadata_of_models
@@ -63,7 +64,7 @@ def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffl
         with atomic(experiment.folder / "audit_pairs.csv") as temporary:
             pairs.to_csv(temporary, index=False)
     runs = experiment.finished(level=1)
-    out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
+    out.say(f"audit: {len(experiment.table.train):,} rows, {counted(len(runs), 'level-1 runs')} …")
     inputs = _inputs_of_parts(experiment, runs)
     parts |= _start_parts(experiment, runs, inputs, sizes).shown("audit", out, unit="parts")
     if shuffles:
@@ -88,7 +89,7 @@ def audit_for_stack(
     if not stale:
         return read_findings(experiment) or []
     rows = f"{len(experiment.table.train):,} rows" + ("" if ROWS in stale else " as before")
-    out.say(f"audit: {rows}, {len(runs)} level-1 runs …")
+    out.say(f"audit: {rows}, {counted(len(runs), 'level-1 runs')} …")
     started = _start_parts(experiment, runs, stale)
     meanwhile()
     return write_part_findings(experiment, started.shown("audit", out, unit="parts"))

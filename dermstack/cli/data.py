@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_for_command
+from dermstack.listing import counted
 
 commands = typer.Typer()
 SHOWN_PAIRS = 5  # of each kind; audit_pairs.csv holds all
@@ -152,7 +153,9 @@ def import_dicom(
     check_metadata_csv(csv, replace=replace)
     with out.bar("DICOM headers", len(files), "files") as progress:
         frame = read_dicom_metadata(folder, n_jobs=n_jobs, progress=progress)
-    out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
+    out.say(
+        f"{write_metadata(frame, csv, replace=replace)}: {counted(len(frame), 'rows')} of {', '.join(frame.columns)}"
+    )
 
 
 @commands.command()
@@ -181,7 +184,9 @@ def import_tfrecord(
     check_metadata_csv(csv, replace=replace)
     names = read_config(config, tuple(overrides or ())).data.tfrecord if config else TFRecords()
     frame, unused = read_tfrecord_metadata(place, features=names.features, codes=names.codes)
-    out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
+    out.say(
+        f"{write_metadata(frame, csv, replace=replace)}: {counted(len(frame), 'rows')} of {', '.join(frame.columns)}"
+    )
     if unused:
         out.warn(f"features without a column: {', '.join(unused)}: name them in data.tfrecord.features of a config")
 

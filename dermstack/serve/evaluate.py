@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, DataError
+from dermstack.listing import counted
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import lacking_columns, read_promise
@@ -200,7 +201,7 @@ def evaluate_to_files(
     write_csv(made.assign(target=y_there), folder / "predictions.csv")
     if dropped:
         write_csv(pd.DataFrame({"id": dropped}), folder / "dropped.csv")
-        out.warn(f"{len(dropped):,} unreadable images are left out, see {folder / 'dropped.csv'}")
+        out.warn(f"{counted(len(dropped), 'unreadable images', 'are')} left out, see {folder / 'dropped.csv'}")
     else:
         (folder / "dropped.csv").unlink(missing_ok=True)  # of the evaluation that this one replaces
     content = {**jsonable(found), "made_from": made_from}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from dermstack.listing import counted
 from stack.plan.steps import WHAT, Plan, Step
 
 WIDTH = 80
@@ -43,7 +44,7 @@ def _step_lines(step: Step) -> list[str]:
         return lines
     facts = []
     if step.nets:
-        facts.append(f"{step.nets:,} nets to train")
+        facts.append(f"{counted(step.nets, 'nets')} to train")
     for number, word in ((step.images, "images"), (step.rows, "rows"), (step.features, "features")):
         if number is not None and (word != "rows" or step.kind not in ("images", "image", "frozen")):
             facts.append(f"{number:,} {word}")
