@@ -221,6 +221,7 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
     from stack.predictions import fit_alignments
     from stack.source_training import runs_by_source
     from stack.submission import check_sample, run_blend
+    from stack.tuned import check_tuned_before_level2
     from stack.views import check_names_of_runs
 
     check_sample(experiment)
@@ -228,6 +229,7 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
     print_overview(experiment, out)
     runs = level1 = level1_runs(experiment)
     check_names_of_runs(experiment.config, [run.name for run in level1])
+    check_tuned_before_level2(experiment, level1)
     by_source = runs_by_source(experiment)
     write_rows(experiment)
     steps.level1(experiment, runs)

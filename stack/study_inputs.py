@@ -18,7 +18,7 @@ from stack.level2_config import Stacker, source_names
 from stack.net_metadata import metadata_inputs
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
 from stack.table import ACQUISITION
-from stack.views import blended_runs, seen_runs
+from stack.views import blended_runs, blends_run, seen_runs
 from tabular.gbdt_params import FIT_VERSION
 
 Inputs = Mapping[str, str]
@@ -39,12 +39,16 @@ _PREDICTIONS = "predictions of "
 NOTED_LATER = {"blend.preselect": "false", "version of GBDT fits": "1", "version of blend methods": "1"}
 
 
-def blend_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str, str]:
-    """Returns what a study of blend weights depends on: the out-of-fold predictions, the rows and the settings."""
+def blend_study_inputs(experiment: Experiment, runs: Sequence[Run], *, awaited: Sequence[str] = ()) -> dict[str, str]:
+    """Returns what a study of blend weights depends on: the out-of-fold predictions, the rows and the settings.
+
+    ``awaited`` names runs that are fitted later than ``runs``: their names count, their predictions are not known yet.
+    """
     config, runs = experiment.config, blended_runs(experiment.config, runs)
+    names = [*(run.name for run in runs), *(name for name in awaited if blends_run(config, name))]
     return {
         **_common(experiment),
-        "runs": ", ".join(run.name for run in runs),
+        "runs": ", ".join(names),
         **{f"{_PREDICTIONS}{run.name}": run.meta["files"]["oof.parquet"] for run in runs},
         "blend.power": str(config.blend.power).lower(),
         "blend.replacement": str(config.blend.replacement).lower(),

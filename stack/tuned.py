@@ -15,7 +15,7 @@ from image_models.settings import Training
 from stack.blend.columns import LeftOutFolds, Weighting
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
-from stack.level2_config import Stacker
+from stack.level2_config import Stacker, is_second_stage
 from stack.store import Run, sha256
 from stack.study_inputs import (
     NOTED_LATER,
@@ -86,6 +86,23 @@ def check_tuned_blend(experiment: Experiment, runs: Sequence[Run], *, complete: 
     """Raises StoreError where the study that the config names for the blend is stale; ``complete`` is of the blend."""
     if (path := experiment.config.tuned.blend) is not None:
         _check_inputs(experiment, path, "tuned.blend", blend_study_inputs(experiment, runs), may_lack=complete)
+
+
+def check_tuned_before_level2(experiment: Experiment, level1: Sequence[Run]) -> None:
+    """Raises StoreError where a study of the blend or of a stacker is stale whatever level 2 will predict.
+
+    `stack` calls it before the audit and the fits, which may take hours. Not known yet are the predictions of stackers,
+    the sizes of images (`features.shortcuts`), and whether runs are complete, for which studies that noted less are
+    accepted: so `check_tuned_gbdt` and `check_tuned_blend` follow. Raises ConfigError for a missing file.
+    """
+    config = experiment.config
+    stackers = [stacker for stacker in config.stackers if stacker.enabled]
+    if (path := config.tuned.blend) is not None:
+        now = blend_study_inputs(experiment, level1, awaited=[stacker.name for stacker in stackers])
+        _check_inputs(experiment, path, "tuned.blend", now, may_lack=True)
+    for stacker in stackers:
+        if not is_second_stage(stacker, stackers) and not config.all_features.shortcuts:
+            check_tuned_gbdt(experiment, stacker, level1, complete=True)
 
 
 def check_tuned_files(experiment: Experiment, model: ImageModel, images: str) -> None:

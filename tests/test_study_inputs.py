@@ -332,3 +332,36 @@ def test_a_blend_study_that_notes_no_preselection_had_none(config: Path) -> None
     check_tuned_blend(
         opened_experiment(config, "stackers=[]", f"tuned.blend={path}", "blend.preselect=false"), runs, complete=False
     )
+
+
+def test_stack_refuses_what_is_surely_stale_before_the_audit_and_takes_what_is_fresh(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for study in ("gbdt", "blend"):
+        assert run_cli("tune", study, "-c", str(config), "--trials", "1", "-q") == 0
+    blend, gbdt = f"tuned.blend={result(config, 'blend')}", f"tuned.gbdt.gbdt={result(config, 'gbdt-gbdt')}"
+
+    def refused(*given: str) -> str:
+        with monkeypatch.context() as patched:
+            patched.setattr("dermstack.audit.run.audit_for_stack", None)
+            return command_error(
+                capsys, "stack", "-c", str(config), *(word for one in given for word in ("--set", one))
+            )
+
+    assert "tuned with other blend.power (false, now true)" in refused(blend, "blend.power=true")
+    assert "tuned with other runs (with gbdt)" in refused(blend, "stackers=[]")
+    assert "tuned with other runs (with b)" in refused(blend, "blend.runs=[a, gbdt]")
+    assert "tuned.gbdt.gbdt:" in refused(gbdt, "features.aggregates=false")
+    assert "gone.yaml does not exist" in refused("tuned.blend=gone.yaml")
+    assert run_cli("stack", "-c", str(config), "-q", "--no-report", "--set", blend, "--set", "n_jobs=1") == 0
+    import_run(config, "a", seed=5)
+    assert "tuned with other predictions of a: run" in refused(blend)
+
+
+def test_predictions_of_a_stacker_that_is_not_fitted_yet_are_not_missed(config: Path) -> None:
+    experiment = opened_experiment(config)
+    level1 = level1_runs(experiment)
+    early = blend_study_inputs(experiment, level1, awaited=["gbdt"])
+    late = early | {"predictions of gbdt": "0" * 12}
+    assert early["runs"] == "a, b, gbdt"
+    assert changed_inputs(late, early) == []
