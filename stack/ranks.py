@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import DataError
 from stack.net_scale import nets_differ
 
+_LARGEST = float(np.finfo(np.float64).max)
 AVERAGED = -1  # instead of a net's fold: the prediction is an average over all nets of its run
 
 
@@ -38,21 +41,27 @@ class Ecdf:
 
     def __call__(self, values: ArrayLike) -> NDArray[np.float64]:
         """Returns the ranks (n,) of `values` (n,). Raises DataError if one is not finite."""
-        values = _finite(values)
-        first, last = self.values_[0], self.values_[-1]
-        extent = (last - first) or 1.0
-        ranks = self._between(np.clip(values, first, last))
+        values, knots = _finite(values), self.values_
+        first, last = float(knots[0]), float(knots[-1])
+        reach = float(values.max(initial=last)) - float(values.min(initial=first))
+        scale = 1.0 if math.isfinite(reach) else 0.25  # exact, and then no difference overflows
+        extent = (last * scale - first * scale) or scale
+        ranks = self._between(np.clip(values, first, last), scale)
         below, above = values < first, values > last
-        ranks[below] = self.ranks_[0] / (1 + (first - values[below]) / extent)
-        ranks[above] = 1 - (1 - self.ranks_[-1]) / (1 + (values[above] - last) / extent)
+        furthest = extent * (_LARGEST / 2)  # so that a distance in ranges of the training values does not overflow
+        left_of = np.minimum(first * scale - values[below] * scale, furthest)
+        right_of = np.minimum(values[above] * scale - last * scale, furthest)
+        ranks[below] = self.ranks_[0] / (1 + left_of / extent)
+        ranks[above] = 1 - (1 - self.ranks_[-1]) / (1 + right_of / extent)
         return np.clip(ranks, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
 
-    def _between(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _between(self, values: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
         # Not np.interp: its product with the slope can exceed the next rank by a rounding error, or overflow.
+        knots = self.values_ * scale
         left = np.searchsorted(self.values_, values, side="right") - 1
-        right = np.minimum(left + 1, self.values_.size - 1)
-        gap = self.values_[right] - self.values_[left]
-        share = np.divide(values - self.values_[left], gap, out=np.zeros_like(values), where=gap > 0)
+        right = np.minimum(left + 1, knots.size - 1)
+        gap = knots[right] - knots[left]
+        share = np.divide(values * scale - knots[left], gap, out=np.zeros_like(values), where=gap > 0)
         step = self.ranks_[right] - self.ranks_[left]
         return np.minimum(self.ranks_[left] + share * step, self.ranks_[right])
 

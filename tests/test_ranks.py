@@ -63,6 +63,18 @@ def test_a_tiny_gap_does_not_overflow() -> None:
     assert Ecdf().fit([0.0, 5e-324, 1.0])([0.0, 5e-324, 0.5]).tolist() == [1 / 6, 0.5, pytest.approx(2 / 3)]
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_no_difference_or_distance_of_finite_numbers_overflows() -> None:
+    far = Ecdf().fit([-1e308, 1e308])([-1.7e308, -1e308, 0.0, 1e308, 1.7e308])
+    np.testing.assert_allclose(far, [0.25 / 1.35, 0.25, 0.5, 0.75, 1 - 0.25 / 1.35])
+    near = Ecdf().fit([0.0, 5e-324])([-1.7e308, 0.0, 5e-324, 1.0])
+    assert (near[1:3] == [0.25, 0.75]).all()
+    assert 0 < near[0] < 1e-300
+    assert near[3] == np.nextafter(1.0, 0.0)
+    below, at, above = Ecdf().fit([-1e308])([-1.7e308, -1e308, 1.7e308])
+    assert below < at == 0.5 < above
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(DataError, match=r"1 values are NaN or inf \(first in row 1\)"):
