@@ -157,7 +157,9 @@ class Config(Strict):
     # metric of the headline, of blends and of studies: `auc`, `pauc80`, `ap`, `logloss`, or `module:function`, which is
     # in a .py file beside the config, takes targets and scores and returns a number, higher is better
     objective: str = "auc"
-    threads: int = Field(2, ge=1)  # threads of each task; a setting, because their number changes the output bytes
+    # threads of each task; a setting, because their number changes the output bytes. More than 1 is many times slower
+    # where other work has the cores, as threads wait actively for each other: set 1, and `n_jobs` to the cores to use
+    threads: int = Field(2, ge=1)
     n_jobs: int = Field(1, ge=1)  # number of parallel tasks; where there are GPUs, image tasks run one on each GPU
     backend: Literal["processes", "ray"] = "processes"  # where image tasks run
     ray: Ray = Ray()  # settings of `backend: ray`
