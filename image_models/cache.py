@@ -446,7 +446,5 @@ def _write_atomically(path: Path, content: bytes) -> None:
 def unreadable_error(lost: pd.DataFrame, advice: str = DROP_ADVICE) -> ImageError:
     """Returns the error that names the images in ``lost`` (id, reason) and the next step."""
     lines = [f"id {row_id}: {reason}" for row_id, reason in zip(lost["id"], lost["reason"], strict=True)]
-    more = f"\n  … and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
-    return ImageError(
-        f"{counted(len(lines), 'images')} cannot be read; {advice}:\n  " + "\n  ".join(lines[:_MAX_LISTED]) + more
-    )
+    shown = lines[:_MAX_LISTED] + [f"… and {len(lines) - _MAX_LISTED} more"] * (len(lines) > _MAX_LISTED)
+    return ImageError("\n  ".join([f"{counted(len(lines), 'images')} cannot be read; {advice}:", *shown]))

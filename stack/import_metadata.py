@@ -30,19 +30,6 @@ def dicom_files(folder: Path) -> list[Path]:
     return paths
 
 
-def tfrecord_shards(place: Path) -> list[Path]:
-    """Returns the shard ``place``, or the shards below it, sorted. Raises DataError where there are none."""
-    from image_models.io.readers import TFRECORD_SUFFIXES
-
-    inside = sorted(place.rglob("*")) if place.is_dir() else [place]
-    shards = [path for path in inside if path.suffix.lower() in TFRECORD_SUFFIXES and path.is_file()]
-    if not shards:
-        raise DataError(
-            f"{place} is not a TFRecord file and holds none ({', '.join(TFRECORD_SUFFIXES)}): name a file or its folder"
-        )
-    return shards
-
-
 def read_dicom_metadata(
     folder: Path, *, n_jobs: int = 1, progress: Callable[[int], object] = lambda done: None
 ) -> pd.DataFrame:
@@ -79,9 +66,15 @@ def read_tfrecord_metadata(
     features that were not used, without the image. Raises DataError for absent features, integers missing from the
     codes of their column, and duplicated ids.
     """
+    from image_models.io.readers import TFRECORD_SUFFIXES
     from image_models.io.tfrecord import read_records
 
-    shards = tfrecord_shards(place)
+    inside = sorted(place.rglob("*")) if place.is_dir() else [place]
+    shards = [path for path in inside if path.suffix.lower() in TFRECORD_SUFFIXES and path.is_file()]
+    if not shards:
+        raise DataError(
+            f"{place} is not a TFRecord file and holds none ({', '.join(TFRECORD_SUFFIXES)}): name a file or its folder"
+        )
     if unknown := sorted((set(features) | set(codes)) - {*COLUMNS, "image"}):
         raise DataError(f"data.tfrecord has the unknown columns {', '.join(unknown)}: use {', '.join(COLUMNS)}")
     rows: list[dict[str, object]] = []

@@ -136,11 +136,9 @@ def test_a_missing_config_is_named(tmp_path: Path, capsys: Capture) -> None:
         (["init", "gone"], "gone: no such file or folder: name the folder of the data"),
         (["init", ".", "--images", "gone"], "--images gone: no such file or folder: name the folder of the images"),
         (["init", ".", "--test", "gone"], "--test gone: no such file or folder"),
-        (["import-dicom", "gone", "config.yaml"], "gone is not a folder"),
-        (["import-tfrecord", "gone", "config.yaml"], "gone is not a TFRecord file"),
     ],
 )
-def test_what_is_to_be_read_and_missing_is_told_before_what_is_to_be_written_and_exists(
+def test_init_names_what_is_missing_before_the_config_that_exists(
     command: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -149,9 +149,8 @@ def import_dicom(
     from stack.import_metadata import check_metadata_csv, dicom_files, read_dicom_metadata, write_metadata
 
     out = Out(quiet=quiet)
-    files = dicom_files(folder)
     check_metadata_csv(csv, replace=replace)
-    with out.bar("DICOM headers", len(files), "files") as progress:
+    with out.bar("DICOM headers", len(dicom_files(folder)), "files") as progress:
         frame = read_dicom_metadata(folder, n_jobs=n_jobs, progress=progress)
     out.say(
         f"{write_metadata(frame, csv, replace=replace)}: {counted(len(frame), 'rows')} of {', '.join(frame.columns)}"
@@ -177,10 +176,9 @@ def import_tfrecord(
     from stack.config import read_config
     from stack.console import Out
     from stack.data_config import TFRecords
-    from stack.import_metadata import check_metadata_csv, read_tfrecord_metadata, tfrecord_shards, write_metadata
+    from stack.import_metadata import check_metadata_csv, read_tfrecord_metadata, write_metadata
 
     out = Out(quiet=quiet)
-    tfrecord_shards(place)  # a folder without one is told before the csv, which may exist
     check_metadata_csv(csv, replace=replace)
     names = read_config(config, tuple(overrides or ())).data.tfrecord if config else TFRecords()
     frame, unused = read_tfrecord_metadata(place, features=names.features, codes=names.codes)
