@@ -34,7 +34,7 @@ from stack.experiment import Experiment
 from stack.features import CATEGORICAL, NUMERIC, FoldFeatures, early_stopping_rows
 from stack.level2_config import Features
 from stack.metrics.intervals import Interval, interval
-from stack.metrics.own_metric import own_label
+from stack.metrics.scores import objective_label
 from stack.parallel import run_with_threads
 from stack.store import (
     Run,
@@ -144,7 +144,7 @@ def performance(run: Run) -> str:
     value = Interval(**run.meta["value"])
     without = run.meta["rows_without_values"]
     more = f"; {without:,} training rows without any value count as the prevalence" if without else ""
-    return f"the table alone, {own_label(run.meta['objective'])} {value} nested on the training rows{more}"
+    return f"the table alone, {objective_label(run.meta['objective'])} {value} nested on the training rows{more}"
 
 
 def fallback_inputs(experiment: Experiment) -> dict[str, str]:

@@ -51,7 +51,7 @@ def test_two_runs_are_compared_as_ever(runs: Path, capsys: Capture) -> None:
     shown = capsys.readouterr().out
     assert shown.count("\n") == 1
     difference = blend_auc(runs, "first") - blend_auc(runs, "poor")
-    assert shown.startswith(f"auc of first minus poor: {difference:+.4f} [")
+    assert shown.startswith(f"AUC of first minus poor: {difference:+.4f} [")
     assert shown.endswith("first is better, by more than noise\n")
 
 
@@ -93,7 +93,7 @@ def test_two_runs_can_be_written_too(runs: Path, tmp_path: Path, capsys: Capture
     csv = tmp_path / "two.csv"
     assert run_cli("compare", "first", "second", "--folder", str(runs), "--out", str(csv)) == 0
     shown = capsys.readouterr().out
-    assert "auc of first minus second" in shown
+    assert "AUC of first minus second" in shown
     assert len(pd.read_csv(csv)) == 2
     assert float(np.abs(pd.read_csv(csv)["difference"]).max()) == pytest.approx(
         abs(blend_auc(runs, "first") - blend_auc(runs, "second"))

@@ -117,7 +117,7 @@ def test_every_test_row_is_submitted_and_the_rows_without_an_image_are_named(
         assert words in said
         assert "2 of 60 rows of the submission are predicted from the table alone" in said
         assert all(row_id in said for row_id in lost)
-    assert "the table alone, auc 0." in said
+    assert "the table alone, AUC 0." in said
     assert run_cli("report", "-c", str(folder / "small.yaml"), "-q", "--show-ids", "--no-images") == 0
     page = (folder / "runs" / "small" / "report.html").read_text()
     assert "2 of 60 test rows have an image that cannot be read" in page

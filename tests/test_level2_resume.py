@@ -73,7 +73,7 @@ def test_killed_between_stackers_it_goes_on_with_the_next(
     complete = ["first", "second"][: 1 + (last == "second")]
     assert [name for name in ("first", "second", "third") if read_run(models / name)] == complete
     for name in complete:
-        assert f"{name}: auc " in ended.stdout or name == last, "its score was printed when it ended"
+        assert f"{name}: AUC " in ended.stdout or name == last, "its score was printed when it ended"
     times = {path: path.stat().st_mtime_ns for name in complete for path in (models / name).rglob("*.*")}
     assert run_cli(*stack) == 0
     said = capsys.readouterr().out
@@ -88,8 +88,8 @@ def test_what_is_printed_comes_in_the_order_of_the_work(tmp_path: Path, capsys: 
     assert run_cli("stack", "-c", str(config)) == 0
     said = capsys.readouterr().out
     parts = [
-        "training rows", "out-of-fold auc of each run", "audit: ", "first: auc ", "second: auc ", "third: auc ",
-        "elsewhere: auc ", "Blend methods", "gain from shortcuts", "submission.csv", "report.html",
+        "training rows", "out-of-fold AUC of each run", "audit: ", "first: AUC ", "second: AUC ", "third: AUC ",
+        "elsewhere: AUC ", "Blend methods", "gain from shortcuts", "submission.csv", "report.html",
     ]  # fmt: skip
     places = [said.index(part) for part in parts]
     assert places == sorted(places)

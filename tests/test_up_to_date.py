@@ -78,7 +78,7 @@ def test_nothing_to_do_answers_with_the_headline_and_the_paths(config: Path, cap
     headline = json.loads((folder / "blend" / "run.json").read_text())["headline"]
     said = shown.out.splitlines()
     assert said[0] == "elsewhere: complete, and nothing that it depends on has changed"
-    assert said[1].startswith(f"elsewhere: auc {headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}]")
+    assert said[1].startswith(f"elsewhere: AUC {headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}]")
     assert said[2:] == [f"submission: {folder / 'submission.csv'}", f"report: {folder / 'report.html'}"]
     assert shown.err == ""
     assert files_of(config.parent) == before

@@ -100,7 +100,7 @@ def _write(path: Path, boards: list[Leaderboard]) -> None:
 def _show_pair(out: Out, folder: Path, a: str, b: str, *, objective: str | None) -> None:
     """Prints the difference of two runs, what it means, and which of the two is optimistic."""
     from stack.history import compare
-    from stack.metrics.own_metric import own_label
+    from stack.metrics.scores import objective_label
 
     made = compare(folder, a, b, objective=objective)
     difference = made.difference
@@ -111,7 +111,7 @@ def _show_pair(out: Out, folder: Path, a: str, b: str, *, objective: str | None)
     )
     delong = "" if made.p is None else f", p {made.p:.3g} (DeLong, clustered by group)"
     out.say(
-        f"{own_label(made.objective)} of {a} minus {b}: {difference.value:+.4f} "
+        f"{objective_label(made.objective)} of {a} minus {b}: {difference.value:+.4f} "
         f"[{difference.low:+.4f}, {difference.high:+.4f}]{delong} on {made.rows:,} rows; {verdict}"
     )
     for name in dict.fromkeys(made.selected):

@@ -109,14 +109,15 @@ def show_stacker(experiment: Experiment, out: Out, run: Run) -> None:
     """Prints the out-of-fold score of a stacker that has just been completed, with its interval, on one line."""
     from stack.history import run_table
     from stack.metrics.own_metric import own_label
+    from stack.metrics.scores import objective_label
 
     line = run_table(experiment, [run]).iloc[0]
-    objective = own_label(experiment.config.objective)
-    more = [f"ap {line['ap']:.4f}", f"within folds {line['within_folds']:.4f}"]
+    objective, label = own_label(experiment.config.objective), objective_label(experiment.config.objective)
+    more = [f"AP {line['ap']:.4f}", f"within folds {line['within_folds']:.4f}"]
     more += [f"{line['seconds']:,.0f} s"] if line["seconds"] == line["seconds"] else []
     more += [f"equal size {line['equal_size']}"] if "equal_size" in line else []
     more += [line["note"]] if line["note"] else []
-    out.say(f"{run.name}: {objective} {line[objective]:.4f} [{line['low']:.4f}, {line['high']:.4f}], {', '.join(more)}")
+    out.say(f"{run.name}: {label} {line[objective]:.4f} [{line['low']:.4f}, {line['high']:.4f}], {', '.join(more)}")
 
 
 def show_probes(out: Out, run: Run, probes: pd.DataFrame) -> None:
@@ -174,11 +175,13 @@ def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None
 
 def show_headline(out: Out, name: str, meta: Mapping[str, Any]) -> None:
     """Prints the headline of an experiment of this ``name`` from ``meta``, the run.json of its blend."""
+    from stack.metrics.objective import OBJECTIVE_LABELS  # light: a `stack` with nothing to do imports no table
     from stack.metrics.own_metric import own_label
 
-    headline = meta["headline"]
+    headline, objective = meta["headline"], meta["objective"]
+    label = OBJECTIVE_LABELS.get(objective) or own_label(objective)
     out.say(
-        f"{name}: {own_label(meta['objective'])} {headline['value']:.4f} [{headline['low']:.4f}, "
+        f"{name}: {label} {headline['value']:.4f} [{headline['low']:.4f}, "
         f"{headline['high']:.4f}] nested (mean within folds {meta['within_folds']:.4f}); submitted: {meta['chosen']}; "
         f"tuned in-sample, an optimistic {meta['tuned_in_sample']:.4f}"
     )
