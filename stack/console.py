@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -50,10 +50,11 @@ class Out:
         """Prints one line that begins with "warning:", in yellow on a terminal."""
         self._print(Text(f"warning: {text}", style="yellow"))
 
-    def table(self, frame: pd.DataFrame, title: str) -> None:
+    def table(self, frame: pd.DataFrame, title: str, *, shares: Collection[str] = ()) -> None:
         """Prints a table, or each row as several lines where the terminal is too narrow.
 
-        Floats get four decimals, from 100 on one.
+        Floats get four decimals, from 100 on one; columns in ``shares`` are percentages, and those of whole numbers
+        such as ages or seconds have no decimals.
         """
         if self.quiet:
             return
@@ -62,7 +63,11 @@ class Out:
         table = Table(title=Text(title), title_justify="left")
         for name, dtype in frame.dtypes.items():
             table.add_column(Text(str(name)), justify="right" if is_numeric_dtype(dtype) else "left")
-        rows = [[Text(_cell(value)) for value in row] for row in frame.itertuples(index=False)]
+        texts = [
+            map(_share, values) if name in shares else map(_whole if _are_whole(values) else _cell, values)
+            for name, values in ((str(name), frame.iloc[:, place].tolist()) for place, name in enumerate(frame))
+        ]
+        rows = [[Text(text) for text in row] for row in zip(*texts, strict=True)]
         for row in rows:
             table.add_row(*row)
         needed = Measurement.get(self._console, self._console.options.update(width=MAX_TABLE_WIDTH), table).maximum
@@ -177,6 +182,20 @@ def _rate(speed: float) -> str:
     import numpy as np
 
     return np.format_float_positional(speed, precision=2, fractional=False, trim="-")
+
+
+def _are_whole(values: Sequence[object]) -> bool:
+    """Says whether these are floats without decimals, some of them beyond 1: scores of 0 and 1 keep their decimals."""
+    known = [value for value in values if isinstance(value, float) and value == value]
+    return any(abs(value) > 1 for value in known) and all(value.is_integer() for value in known)
+
+
+def _share(value: float) -> str:
+    return "–" if value != value else f"{value:.2%}" if 0 < value < 0.01 else f"{value:.1%}"
+
+
+def _whole(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, float) and value == value else _cell(value)
 
 
 def _cell(value: object) -> str:

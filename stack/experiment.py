@@ -20,7 +20,7 @@ from stack.columns import described_choices, number_warnings
 from stack.config import Config
 from stack.console import Out
 from stack.external import listed_copies, read_external_tables
-from stack.folds import Folds, make_folds, read_duplicate_pairs, read_folds
+from stack.folds import NO_SHARES, Folds, make_folds, read_duplicate_pairs, read_folds
 from stack.keys import contained, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
@@ -387,7 +387,8 @@ def print_overview(experiment: Experiment, out: Out) -> None:
             "written, or in case or spaces: they count as two, and if they are one patient, rows of it are in the "
             "training part of the fold that scores it. Give them one name, or names that differ more"
         )
-    out.table(experiment.folds.summary(experiment.target, train), "Folds")
+    folds = experiment.folds.summary(experiment.target, train)
+    out.table(folds, "Folds", shares=folds.columns.difference(list(NO_SHARES)))
 
 
 def _group_features(config: Config) -> list[str]:

@@ -164,6 +164,7 @@ def _groups_holding(n: int, word: str) -> str:
 
 LARGE_COMPONENT = 0.05  # share of the rows above which a merged group causes a warning
 _MAX_LISTED = 5
+NO_SHARES = ("fold", "rows", "groups", "positives", "median age")  # columns of a summary; the others are shares
 _MAX_SITES = 4  # number of sites shown in the table of folds
 
 

@@ -20,7 +20,7 @@ from stack.store import Run
 def tables(monkeypatch: pytest.MonkeyPatch) -> list[pd.DataFrame]:
     """The tables that are printed from now on."""
     printed: list[pd.DataFrame] = []
-    monkeypatch.setattr(Out, "table", lambda self, frame, title: printed.append(frame))
+    monkeypatch.setattr(Out, "table", lambda self, frame, title, **_: printed.append(frame))
     return printed
 
 
@@ -58,3 +58,13 @@ def test_an_interval_follows_its_value_and_what_was_probed_is_said_in_words(tabl
     assert not shown["condition"].str.contains("_|alone|shortcut").any()
     pairs = pd.DataFrame({"id_1": ["a_1"], "target_1": ["0"], "distance": [0.1]})
     assert list(terminal_table(pairs)) == ["id 1", "target 1", "distance"]
+
+
+def test_shares_are_percentages_and_whole_numbers_have_no_decimals(capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pd.DataFrame({
+        "age": [45.0, np.nan], "share": [0.08, 0.00098], "auc": [1.0, 0.0], "seconds": [521.0, 1205.0], "mean": [2.0, 2.5],
+    })  # fmt: skip
+    Out().table(frame, "Folds", shares=["share"])
+    said = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    assert cells == [["45", "8.0%", "1.0000", "521", "2.0000"], ["–", "0.10%", "0.0000", "1,205", "2.5000"]]

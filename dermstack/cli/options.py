@@ -99,6 +99,7 @@ def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
     if runs:
         objective, label = own_label(experiment.config.objective), objective_label(experiment.config.objective)
         shown = run_table(experiment, runs).drop(columns=["level", "min_fold", "max_fold"])
+        shown["seconds"] = shown["seconds"].round()
         out.table(
             terminal_table(shown, intervals={objective: ("low", "high")}, heads={objective: label}),
             f"{experiment.name}: out-of-fold {label} of each run, interval by group; mean of folds: AUC",
