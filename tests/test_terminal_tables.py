@@ -62,7 +62,8 @@ def test_an_interval_follows_its_value_and_what_was_probed_is_said_in_words(tabl
 
 def test_shares_are_percentages_and_whole_numbers_have_no_decimals(capsys: pytest.CaptureFixture[str]) -> None:
     frame = pd.DataFrame({
-        "age": [45.0, np.nan], "share": [0.08, 0.00098], "auc": [1.0, 0.0], "seconds": [521.0, 1205.0], "mean": [2.0, 2.5],
+        "age": [45.0, np.nan], "share": [0.08, 0.00098], "auc": [1.0, 0.0], "seconds": [521.0, 1205.0],
+        "mean": [2.0, 2.5],
     })  # fmt: skip
     Out().table(frame, "Folds", shares=["share"])
     said = capsys.readouterr().out
