@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tiny_training import tiny_net, toy_pictures, train
 
 from dermstack.errors import ImageError
-from dermstack.serve.bundle import run_settings
+from dermstack.serve.manifest import run_settings
 from image_models.dataset import CachedImages
 from image_models.net import check_backbone
 from image_models.own_backbone import code_fingerprint
