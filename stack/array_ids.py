@@ -44,23 +44,23 @@ def is_ids_file(path: Path) -> bool:
 
 
 def read_array_columns(
-    path: Path, part: str, *, id_column: str, p: str, fold: str, ids: Path | None = None
+    path: Path, part: str, *, id_column: str, p: str, fold: str, ids: Path | None = None, option: str = "--ids"
 ) -> pd.DataFrame:
     """Reads an array (n,), (n, 1), (n, nets) or (nets, n) as columns, beside the ids and, where known, the folds.
 
-    A column of several is named NET_COLUMN and its number, which is the label of the net. Raises DataError where the
-    ids are not found or not as many as the array has rows, and for other arrays.
+    A column of several is named NET_COLUMN and its number, which is the label of the net. ``option`` names the file of
+    the ids, for messages; "" where none does. Raises DataError where the ids are not found or not as many as the array
+    has rows, and for other arrays.
     """
     values = _numbers_of(path)
     found = ids or next((place for place in ids_beside(path, part) if place.exists()), None)
     if found is None:
-        option = "--test-ids" if part == "test" else "--ids"
+        named = f", name their file with {option}," * bool(option)
         raise DataError(
             f"{path} is a NumPy array, which holds no ids, and rows are never joined by position: write the ids into "
-            f"{path.stem}_ids.npy or {part}_ids.csv beside it, name their file with {option}, or write ids and values "
-            "as columns of a csv"
+            f"{path.stem}_ids.npy or {part}_ids.csv beside it{named} or write ids and values as columns of a csv"
         )
-    frame = _read_ids(found, id_column, fold)
+    frame = _read_ids(found, id_column, fold, option.replace("ids", "id-column"))
     if values.ndim == 2 and 1 in values.shape:
         values = values.reshape(-1)
     if values.ndim not in (1, 2) or len(frame) not in values.shape:
@@ -91,7 +91,7 @@ def _opened(path: Path, remedy: str) -> NDArray[np.generic]:
         raise DataError(str(error)) from error
 
 
-def _read_ids(path: Path, id_column: str, fold: str) -> pd.DataFrame:
+def _read_ids(path: Path, id_column: str, fold: str, option: str) -> pd.DataFrame:
     """Returns the ids of a file as the column ``id_column``, and its column ``fold`` if it has one."""
     if path.suffix.lower() == ".txt":
         try:
@@ -108,8 +108,8 @@ def _read_ids(path: Path, id_column: str, fold: str) -> pd.DataFrame:
     column = id_column if id_column in raw else str(raw.columns[0]) if raw.shape[1] == 1 else ""
     if not column:
         raise DataError(
-            f"{path}: no column {id_column!r}: name it with --id-column; the columns are "
-            f"{', '.join(map(str, raw.columns))}"
+            f"{path}: no column {id_column!r}: {f'name it with {option}' if option else 'rename the column'}; the "
+            f"columns are {', '.join(map(str, raw.columns))}"
         )
     frame = pd.DataFrame({id_column: raw[column]})
     return frame.assign(**{fold: raw[fold]}) if fold in raw and fold != column else frame

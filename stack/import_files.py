@@ -116,7 +116,7 @@ def named_file(path: Path, root: Path | None = None) -> NamedFile:
 
     Raises DataError where the words of both parts stand in one name.
     """
-    run, part, fold, seed = _read_name(path, _stem(path))
+    run, part, fold, seed = _read_name(path, name_stem(path))
     folders = path.parents if root is None else [*path.relative_to(root).parents][:-1]
     names = [*[folder.name for folder in folders if folder.name], *([root.resolve().name] if root else [])]
     for name in names[: None if root else 1]:
@@ -159,7 +159,7 @@ def _read_name(path: Path, name: str) -> tuple[str, str, str, str]:
             kept += _kept(name, words, number, kept)
         number += used
     if len(parts) > 1:
-        raise DataError(f"{path}: its name says {' and '.join(sorted(parts))}: rename it, or list the files (--list)")
+        raise DataError(f"{path}: its name says {' and '.join(sorted(parts))}: rename it, or name its files one by one")
     return kept, next(iter(parts), ""), str(int(fold)) if fold else "", str(int(seed)) if seed else ""
 
 
@@ -170,7 +170,8 @@ def _kept(name: str, words: list[tuple[str, int]], number: int, before: str) -> 
     return f"{'_' if separator.isspace() else separator}{word}"
 
 
-def _stem(path: Path) -> str:
+def name_stem(path: Path) -> str:
+    """Returns the name of a file without the suffixes of its format."""
     name = path.name
     suffix = next((one for one in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(one)), path.suffix)
     return name[: len(name) - len(suffix)] if suffix else name
@@ -235,8 +236,11 @@ def _in_words(part: str) -> str:
     return {"oof": "out-of-fold", "test": "test", "all_rows": "all-rows"}[part]
 
 
-def parts_of(paths: Sequence[Path], *, average_seeds: bool) -> tuple[Part, ...]:
-    """Returns the files of one part of a run that the user named; several need a fold or, averaged, a seed each."""
+def parts_of(paths: Sequence[Path], *, average_seeds: bool, option: str = "--average-seeds") -> tuple[Part, ...]:
+    """Returns the files of one part of a run that the user named; several need a fold or, averaged, a seed each.
+
+    ``option`` averages seeds, for a message; "" where none does.
+    """
     if len(paths) == 1:
         return (Part(paths[0]),)
     named = [named_file(path) for path in paths]
@@ -248,7 +252,7 @@ def parts_of(paths: Sequence[Path], *, average_seeds: bool) -> tuple[Part, ...]:
     if len({(part.fold, part.seed) for part in parts}) < len(parts) or ("" in folds and len(folds) > 1):
         raise DataError(
             f"{shown}: their names say no different folds (fold0, fold_1, …)"
-            + ("" if average_seeds else ", and seeds are averaged only with --average-seeds")
+            + ("" if average_seeds or not option else f", and seeds are averaged only with {option}")
         )
     return parts
 

@@ -109,7 +109,9 @@ def net_numbers(labels: pd.Series, fold: FoldMatch, path: Path, columns: Importe
 
 def net_label(label: object) -> str:
     """Returns the name of a fold net as text: numbers that are equal have the same."""
-    return f"{label:g}" if isinstance(label, int | float | np.number) else str(label)
+    if not isinstance(label, int | float | np.number):
+        return str(label)
+    return str(int(label)) if float(label).is_integer() else str(float(label))
 
 
 def check_nets(ids: pd.Series, numbers: NDArray[Any], expected: pd.Series, path: Path, *, what: str) -> None:

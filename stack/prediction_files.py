@@ -28,7 +28,8 @@ FINEST_EDGE = 1e-15  # probabilities are clipped at least this far from 0 and 1,
 class ImportedColumns:
     """Column names of one kind of imported file; ``fold`` is the fold net that made the prediction.
 
-    ``option`` begins the options that name these columns, for messages: ``--test`` for ``--test-p-column``. With
+    ``option`` begins the options that name these columns, for messages: ``--test`` for ``--test-p-column``. It is ""
+    for test predictions where no option does: those of new rows have the columns of the test file of the import. With
     ``nets`` the file has one column a net instead of ``p``, named by this text and the net's fold. ``seed`` is read
     where several seeds of one file are averaged. ``ids`` is the file with the ids of a NumPy array, where it is not
     found beside it (`stack.array_ids`).
@@ -42,9 +43,14 @@ class ImportedColumns:
     seed: str = "seed"
     ids: Path | None = None
 
+    @property
+    def is_test(self) -> bool:
+        """Whether the files are of test rows, which every net predicts."""
+        return self.option in ("--test", "")
+
     def option_of(self, key: str) -> str:
-        """Returns the command option that names the column ``key``: id, p or fold."""
-        return f"{self.option}-{key}-column"
+        """Returns the command option that names the column ``key``: id, p or fold; "" where there is none."""
+        return self.option and f"{self.option}-{key}-column"
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,12 @@ class Files:
     def read(self, path: Path, columns: ImportedColumns) -> pd.DataFrame:
         """Returns the columns of a file, as `read_columns` or, for an array, `read_array_columns` does."""
         if (raw := self._kept.get((path, columns.ids))) is None:
-            part = "test" if columns.option == "--test" else "oof"
+            part = "test" if columns.is_test else "oof"
+            option = {"--test": "--test-ids", "-": "--ids"}.get(columns.option, "")
             raw = (
-                read_array_columns(path, part, id_column=columns.id, p=columns.p, fold=columns.fold, ids=columns.ids)
+                read_array_columns(
+                    path, part, id_column=columns.id, p=columns.p, fold=columns.fold, ids=columns.ids, option=option
+                )
                 if is_array(path)
                 else read_columns(path)
             )
@@ -215,13 +224,16 @@ def read_parts(
         else:
             by_seed.setdefault(part.seed, []).append(frame)
     made = {seed: _joined(frames, parts) for seed, frames in by_seed.items()}
-    return next(iter(made.values())) if len(made) == 1 else _mean_of_seeds(made, parts)
+    if len(made) == 1:
+        return next(iter(made.values()))
+    alone = "import them as runs of their own, without --average-seeds"
+    return _mean_of_seeds(made, parts, alone if columns.option else "give the same rows and folds for each seed")
 
 
 def _read_part(
     part: Part, columns: ImportedColumns, *, needs_fold: bool, alternative: str, files: Files, any_number: bool
 ) -> pd.DataFrame:
-    path, is_test = part.path, columns.option == "--test"
+    path, is_test = part.path, columns.is_test
     prefix, columns = columns.nets, replace(columns, p=part.p or columns.p)
     if prefix is None and is_array(path) and f"{NET_COLUMN}0" in files.read(path, columns):
         prefix = NET_COLUMN
@@ -254,8 +266,8 @@ def _joined(frames: list[pd.DataFrame], parts: Sequence[Part]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _mean_of_seeds(made: dict[str, pd.DataFrame], parts: Sequence[Part]) -> pd.DataFrame:
-    """Returns the mean of the logits of several seeds, as p, in the order of the first."""
+def _mean_of_seeds(made: dict[str, pd.DataFrame], parts: Sequence[Part], advice: str) -> pd.DataFrame:
+    """Returns the mean of the logits of several seeds, as p, in the order of the first; ``advice`` is for an error."""
     keys = ["id", "fold"] if all("fold" in frame for frame in made.values()) else ["id"]
     first, *others = [(seed, frame.set_index(keys)["p"]) for seed, frame in made.items()]
     for seed, series in (first, *others):
@@ -266,7 +278,7 @@ def _mean_of_seeds(made: dict[str, pd.DataFrame], parts: Sequence[Part]) -> pd.D
         if len(series) != len(first[1]) or not series.index.isin(first[1].index).all():
             raise DataError(
                 f"{_named(parts)}: seed {seed} has other rows or folds than seed {first[0]}, so they are not "
-                "repetitions of one model: import them as runs of their own, without --average-seeds"
+                f"repetitions of one model: {advice}"
             )
         total += _to_logit(series.reindex(first[1].index).to_numpy())
     frame = next(iter(made.values()))
@@ -293,7 +305,8 @@ def _check_column(raw: pd.DataFrame, name: str, path: Path, *, option: str, with
     if name not in raw:
         near = difflib.get_close_matches(name, map(str, raw.columns), n=1)
         all_names = ", ".join(map(str, raw.columns))
-        hint = f"did you mean {option} {near[0]}?" if near else f"name it with {option}; the columns are {all_names}"
+        of_option = f"name it with {option}" if option else "rename the column"
+        hint = f"did you mean {option} {near[0]}?" if near and option else f"{of_option}; the columns are {all_names}"
         raise DataError(f"{path}: no column {name!r}: {hint}{without}")
 
 
@@ -334,8 +347,8 @@ def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.
         raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, {where}: fill them in")
     labels = fold_labels(found, f"{path}: folds")
     if labels.nunique() > MAX_FOLDS:
+        advice = f"check {option}" if (option := columns.option_of("fold")) else "write the net of each row there"
         raise DataError(
-            f"{path}: column {columns.fold!r} holds {labels.nunique()} values, too many for folds: check "
-            f"{columns.option_of('fold')}"
+            f"{path}: column {columns.fold!r} holds {labels.nunique()} values, too many for folds: {advice}"
         )
     return labels.take(codes).set_axis(values.index)

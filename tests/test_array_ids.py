@@ -27,7 +27,7 @@ def array(tmp_path: Path) -> Path:
 def test_without_ids_it_is_refused_and_says_where_they_may_lie(array: Path) -> None:
     for part, option in (("oof", "--ids"), ("test", "--test-ids")):
         with pytest.raises(DataError) as error:
-            read_array_columns(array, part, id_column="id", p="p", fold="fold")
+            read_array_columns(array, part, id_column="id", p="p", fold="fold", option=option)
         message = str(error.value)
         assert "holds no ids, and rows are never joined by position" in message
         assert f"net_oof_ids.npy or {part}_ids.csv beside it, name their file with {option}" in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from scipy.special import expit
 from dermstack.errors import BundleError, ConfigError, DataError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.manifest import ImportedRun
+from stack.array_ids import is_array, is_ids_file
 from stack.cells import UNNAMED_INDEX
-from stack.import_files import SUFFIXES, matching_files, named_file, parts_of
+from stack.import_files import SUFFIXES, matching_files, name_stem, named_file, parts_of
 from stack.import_folds import net_label
 from stack.import_oof import to_logit
 from stack.keys import keys_as_in, other_spelling, positions_of
@@ -28,33 +30,42 @@ _MAX_LISTED = 5  # ids in a message
 Given = Mapping[str, Sequence[Path]]  # the files of each run
 
 
-def imported_entries(level1: Sequence[Run]) -> list[dict[str, Any]]:
+def imported_entries(level1: Sequence[Run], folds: int) -> list[dict[str, Any]]:
     """Returns the manifest's entries on imported runs: how their test file was read, and the range of predictions.
 
-    Raises BundleError for a run that an earlier dermstack imported, which does not say which net is of which fold.
+    Without test rows in the experiment, files of new rows have the columns of the out-of-fold file. Raises BundleError
+    for a run that an earlier dermstack imported, which does not say which net is of which fold.
     """
     made = []
     for run in (run for run in level1 if run.meta["kind"] == "imported"):
         read_as, p = run.meta["read_as"], run.frame("oof")["p"].to_numpy(np.float64)
-        by_net = not (run.meta["test_averaged"] or run.meta["foreign_folds"])
-        if by_net and "nets" not in run.meta:
+        averaged, foreign = run.meta["test_averaged"], run.meta["foreign_folds"]
+        nets = {} if averaged or foreign else run.meta.get("nets", {})
+        if not (averaged or foreign) and sorted(nets.values()) != list(range(folds)):
             raise BundleError(
                 f"{run.name} was imported by an earlier dermstack, which did not keep the names of its fold nets: "
                 "import it again with --replace; nothing else becomes stale"
             )
-        columns = read_as["test_columns"]
-        parts = [[seed, column] for _, seed, column in read_as["parts"]["test"] if column]
+        columns, of_files = read_as["test_columns"], read_as["parts"]
+        parts = [[seed, column] for _, seed, column in of_files["test"] or of_files["oof"] if column]
         made.append({
             "name": run.name,
             "columns": {key: columns[key] for key in ("id", "p", "fold", "seed")},
             "net_prefix": columns["nets"],
             "average_seeds": read_as["average_seeds"],
             "parts": parts,
-            "averaged": run.meta["test_averaged"],
-            "nets": run.meta["nets"] if by_net else {},
+            "averaged": averaged,
+            "nets": nets,
+            **({"mean_of": _foreign_nets(run)} if foreign and not averaged else {}),
             "range": np.quantile(p, _RANGE).tolist(),
         })  # fmt: skip
     return made
+
+
+def _foreign_nets(run: Run) -> int:
+    """Returns how many nets of other folds predicted each test row; 0 where it is one prediction, or not known."""
+    test = run.frame("test")["fold"]
+    return int(test[test != AVERAGED].nunique()) if len(test) else len(run.meta.get("nets", {}))
 
 
 def given_predictions(bundle: Bundle, texts: Sequence[str]) -> Given:
@@ -96,19 +107,32 @@ def checked_predictions(bundle: Bundle, given: Mapping[str, Path | Sequence[Path
     if lacking := [name for name in names if name not in given]:
         raise ConfigError(
             f"--predictions is missing for {_listed(lacking)}: {bundle.place} blends predictions that were imported, "
-            f"so give those of the new rows with `--predictions {lacking[0]}=FILE`, in a file like the test file of "
-            "the import"
+            f"so give those of the new rows with `--predictions {lacking[0]}=FILE`"
+            + (" for each run, or `--predictions FOLDER`" if len(names) > 1 else "")
+            + ", in a file like the test file of the import"
         )
     return {name: [paths] if isinstance(paths, Path) else list(paths) for name, paths in given.items()}
 
 
 def _in_folder(folder: Path, names: Sequence[str]) -> dict[str, Sequence[Path]]:
-    """Returns the files of a folder by the run that their names say."""
-    files = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(SUFFIXES) and path.is_file()]
-    by_run: dict[str, list[Path]] = {}
-    for path in files:
-        by_run.setdefault(named_file(path, folder).run, []).append(path)
-    return {name: by_run[name] for name in names if name in by_run}
+    """Returns the files of a folder by the run that their names say, as in an import.
+
+    Where some files of a run are test files by their names, as beside the out-of-fold files of an import, the others
+    are left out.
+    """
+    by_run: dict[str, dict[str, list[Path]]] = {}
+    for path in sorted(folder.iterdir()):
+        if not (path.name.lower().endswith(SUFFIXES) and path.is_file()) or path.name.startswith("."):
+            continue
+        if (stem := name_stem(path)) in names:  # also where words of the run's name say something else
+            by_run.setdefault(stem, {}).setdefault("test", []).append(path)
+        elif not is_ids_file(path):
+            file = named_file(path, folder)
+            seeded = f"{file.run}_seed{file.seed}"
+            run = seeded if file.seed and seeded in names else file.run
+            by_run.setdefault(run, {}).setdefault(file.part, []).append(path)
+    found = {name: by_run[name].get("test") or by_run[name].get("oof") for name in names if name in by_run}
+    return {name: paths for name, paths in found.items() if paths}
 
 
 def read_imported(bundle: Bundle, given: Given, ids: pd.Series) -> tuple[pd.DataFrame, list[str]]:
@@ -135,13 +159,18 @@ def _read_run(
         if not path.is_file():
             raise DataError(f"{path}: no such file: correct the path of the predictions of {run.name}")
     columns = ImportedColumns(
-        run.columns["id"], run.columns["p"], run.columns["fold"], "--test", run.net_prefix, run.columns["seed"]
+        run.columns["id"], run.columns["p"], run.columns["fold"], "", run.net_prefix, run.columns["seed"]
     )
-    parts = parts_of(paths, average_seeds=run.average_seeds)
-    if run.parts:  # the run was a column of a file, or several for its seeds
+    if not run.parts:
+        parts = parts_of(paths, average_seeds=run.average_seeds, option="")
+    elif len(paths) > 1:
+        raise DataError(
+            f"{paths[0]} and {paths[1]}: the predictions of {run.name} were a column of one file: give one file"
+        )
+    else:  # several columns for several seeds
         parts = tuple(Part(paths[0], "", seed, column) for seed, column in run.parts)
     files = Files()
-    _check_columns(run, parts, columns, files)
+    columns = _columns_there(run, parts, columns, files)
     frame = read_parts(
         parts, columns, needs_fold=False, alternative="", files=files, average_seeds=run.average_seeds,
         respell=lambda own, file: keys_as_in(own, ids, f"{file}: id", of="the rows to predict"),
@@ -154,6 +183,7 @@ def _read_run(
                 f"{path}: one prediction for each row, where training had one of each fold net: it counts for every net"
             ]
     elif not run.nets:  # other folds than the experiment's: their mean
+        _check_foreign(run, path, frame)
         mean = pd.Series(logit).groupby(frame["id"].to_numpy(), sort=False).mean()
         of_nets = {AVERAGED: (pd.Series(mean.index, dtype="str"), mean.to_numpy(np.float32))}
     else:
@@ -169,34 +199,72 @@ def _read_run(
     strange_ids = 0
     found = {}
     for net, (own_ids, own) in sorted(of_nets.items()):
-        found[net] = own[_places(run, path, net, own_ids, ids)]
+        found[net] = own[_places(run, path, net, own_ids, ids, columns)]
         strange_ids = max(strange_ids, len(own_ids) - len(ids))
     if strange_ids:
         notes.append(f"{path}: {strange_ids:,} ids are not among the rows to predict and are not used")
     return found, notes
 
 
-def _check_columns(run: ImportedRun, parts: Sequence[Part], columns: ImportedColumns, files: Files) -> None:
-    """Raises DataError where a file lacks a column that the test file of the import had."""
+def _columns_there(run: ImportedRun, parts: Sequence[Part], columns: ImportedColumns, files: Files) -> ImportedColumns:
+    """Returns the columns that the files have: one a net as in the import, or else one with averaged predictions.
+
+    Raises DataError where a file lacks a column that the file of the import had.
+    """
+    prefix = columns.nets
     for part in parts:
         there = list(map(str, files.read(part.path, columns).columns))
         wanted = {} if UNNAMED_INDEX in there else {columns.id: "the ids"}
-        if run.net_prefix is None:
+        others = {prefix, columns.id, columns.fold}
+        if is_array(part.path):  # its columns have no names
+            columns = replace(columns, nets=None)
+        elif prefix is None or columns.p in there:
             wanted[part.p or columns.p] = f"the predictions of {run.name}"
+            columns = replace(columns, nets=None)
+        elif not any(name.startswith(prefix) for name in there if name not in others):
+            raise DataError(
+                f"{part.path}: no column begins with {prefix!r}, as those of the nets of {run.name} did in the import, "
+                f"and none is {columns.p!r}, for one prediction of each row: rename the columns, which are "
+                f"{', '.join(there)}"
+            )
         if absent := [name for name in wanted if name not in there]:
             raise DataError(
-                f"{part.path}: no column {absent[0]!r}, which held {wanted[absent[0]]} in the test file that was "
-                f"imported: rename the column; the columns are {', '.join(there)}"
+                f"{part.path}: no column {absent[0]!r}, which held {wanted[absent[0]]} in the file that was imported: "
+                f"rename the column; the columns are {', '.join(there)}"
             )
+    return columns
 
 
-def _places(run: ImportedRun, path: Path, net: int, own: pd.Series, ids: pd.Series) -> NDArray[np.intp]:
+def _check_foreign(run: ImportedRun, path: Path, frame: pd.DataFrame) -> None:
+    """Raises DataError unless each id has one prediction of each net, as many as in training: they are averaged."""
+    nets = frame["fold"].nunique()
+    if run.mean_of and nets != run.mean_of:
+        raise DataError(
+            f"{path}: predictions of {nets} nets of {run.name}, which had {run.mean_of} in training, and their mean is "
+            "used: give the rows of every net"
+        )
+    if len(doubled := frame["id"][frame.duplicated(["id", "fold"])]):
+        raise DataError(
+            f"{path}: {len(doubled):,} rows repeat an id of the same net, first {doubled.iloc[0]!r}: give one row for "
+            "each id and net"
+        )
+    rows = frame["id"].value_counts()
+    if len(fewer := rows.index[rows != nets]):
+        raise DataError(
+            f"{path}: {len(fewer):,} ids do not have the predictions of all {nets} nets of {run.name}, first "
+            f"{fewer[0]!r}: add them"
+        )
+
+
+def _places(
+    run: ImportedRun, path: Path, net: int, own: pd.Series, ids: pd.Series, columns: ImportedColumns
+) -> NDArray[np.intp]:
     """Returns the position of each of ``ids`` among the ``own`` ids of a net. Raises DataError unless each is once."""
     of_net = "" if net == AVERAGED else f" of net {next(label for label, fold in run.nets.items() if fold == net)}"
     if (doubled := own[own.duplicated()]).size:
         raise DataError(
             f"{path}: {len(doubled):,} rows{of_net} repeat an id, first {doubled.iloc[0]!r}: give one row for each id"
-            + ("" if of_net else " and name the net of each row, if there are several")
+            + ("" if of_net or run.averaged else f", or name the net of each row in a column {columns.fold!r}")
         )
     places = positions_of(ids, own)
     if (lost := ids[places < 0]).size:
@@ -232,6 +300,13 @@ def imported_logits(bundle: Bundle, frame: pd.DataFrame) -> tuple[NDArray[np.flo
             nets[fold, place] = AVERAGED if is_averaged else fold
             logits[fold, :, place] = frame[_column(run.name, int(nets[fold, place]))]
     return logits, nets
+
+
+def imported_nets(bundle: Bundle) -> NDArray[np.int8]:
+    """Returns the nets (folds, imported runs) of rows in files like those of the import."""
+    fold = np.arange(bundle.folds, dtype=np.int8)
+    own = [fold if run.nets else np.full_like(fold, AVERAGED) for run in bundle.imported_runs]
+    return np.stack(own, axis=1) if own else np.empty((bundle.folds, 0), np.int8)
 
 
 def one_prediction(bundle: Bundle, given: Mapping[str, float | None]) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from stack.metrics.scores import Objective
 from stack.units import GROUP
 
 MAX_NAME, MAX_PATH = 200, 400  # bytes of a file's name and of its path inside the bundle
+MAX_SEEDS, MAX_NETS = 1_000, 100  # of an imported run
 _SHA256 = r"^[0-9a-f]{64}$"
 # Device names that Windows reserves, with any extension.
 _WINDOWS_DEVICES = {
@@ -31,6 +32,7 @@ _WINDOWS_DEVICES = {
 
 ShortText = Annotated[str, Field(max_length=200)]
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
+_Share01 = Annotated[float, Field(ge=0, le=1)]
 
 
 class _StrictModel(BaseModel):
@@ -69,10 +71,25 @@ class _ImportedRun(_StrictModel):
     columns: dict[Literal["id", "p", "fold", "seed"], ShortText] = Field(min_length=4)
     net_prefix: ShortText | None  # of one column for each net, instead of one with predictions and one with folds
     average_seeds: bool
-    parts: list[Annotated[list[ShortText], Field(min_length=2, max_length=2)]]  # seed and column, of runs as columns
+    # seed and column, of runs as columns
+    parts: list[Annotated[list[ShortText], Field(min_length=2, max_length=2)]] = Field(max_length=MAX_SEEDS)
     averaged: bool  # the test file had one row for each id, of no particular net
     nets: dict[ShortText, int]  # fold of each net by its name in the file; none where the mean of all nets is taken
-    range: Annotated[list[_Fraction], Field(min_length=2, max_length=2)]  # 98 % of the out-of-fold predictions
+    mean_of: int = Field(0, ge=0, le=MAX_NETS)  # nets of other folds, whose mean is taken; 0: not known
+    range: Annotated[list[_Share01], Field(min_length=2, max_length=2)]  # 98 % of the out-of-fold predictions
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> _ImportedRun:
+        seeds, columns = ({part[place] for part in self.parts} for place in (0, 1))
+        if "" in columns or not len(seeds) == len(columns) == len(self.parts):
+            raise ValueError(f"the columns of {self.name} have no name, or two have the same name or seed")
+        if len(self.parts) > 1 and not self.average_seeds:
+            raise ValueError(f"{self.name} has several columns, but does not average seeds")
+        if (self.averaged or self.mean_of) and self.nets:
+            raise ValueError(f"{self.name} has nets, but takes a mean of them")
+        if self.range[0] > self.range[1]:
+            raise ValueError(f"the range of {self.name} ends before it begins")
+        return self
 
 
 class _Stacker(_StrictModel):
@@ -297,6 +314,7 @@ class ImportedRun:
     averaged: bool  # training had one prediction for each test row, of no particular net
     nets: dict[str, int]  # fold of each net; none where the mean of all nets is taken
     range: tuple[float, float]  # 98 % of the out-of-fold predictions
+    mean_of: int = 0  # nets of other folds than the experiment's, whose mean is taken; 0: not known
 
 
 def image_runs(manifest: Mapping[str, Any]) -> list[ImageRun]:
@@ -313,7 +331,7 @@ def imported_runs(manifest: Mapping[str, Any]) -> list[ImportedRun]:
         ImportedRun(
             run["name"], dict(run["columns"]), run["net_prefix"], run["average_seeds"],
             tuple((seed, column) for seed, column in run["parts"]), run["averaged"], dict(run["nets"]),
-            (run["range"][0], run["range"][1]),
+            (run["range"][0], run["range"][1]), run.get("mean_of", 0),
         )
         for run in manifest.get("imported_runs", ())
     ]  # fmt: skip

@@ -57,7 +57,7 @@ def manifest_of(
             }
             for run in image_runs
         ],
-        **({"imported_runs": imported} if (imported := imported_entries(level1)) else {}),
+        **({"imported_runs": imported} if (imported := imported_entries(level1, experiment.folds.k)) else {}),
         "stackers": [_stacker_entry(run, shifts[run.name]) for run in stackers],
         "scales": scales,
         **({"second_stage": _second_stage_entry(config, second)} if second else {}),
