@@ -21,6 +21,7 @@ from dermstack.serve.app import make_app
 from dermstack.serve.bundle import FORMAT_OF_REPEATS, Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import FittedEnsemble, read_fitted
 from dermstack.serve.imported_runs import given_predictions
+from dermstack.serve.manifest_content import manifest_of
 from dermstack.serve.new_rows import read_new_rows
 from dermstack.serve.notebook import write_notebook
 from dermstack.serve.patient import Ensemble, read_row
@@ -79,6 +80,13 @@ def _foreign(experiment: Experiment) -> dict[str, list[Path]]:
     return {"net": [experiment.config_path.parent / "net-test.csv"]}
 
 
+def _without_folds(experiment: Experiment) -> dict[str, list[Path]]:
+    """A run whose out-of-fold file does not say which net held out a row: its ranks are those of one net."""
+    oof, test = predictions(experiment)
+    import_frames(experiment, "net", oof.drop(columns="fold"), test, foreign_folds=True)
+    return {"net": [experiment.config_path.parent / "net-test.csv"]}
+
+
 def _wide(experiment: Experiment) -> dict[str, list[Path]]:
     """A run whose files have one column for each fold net."""
     oof, test = predictions(experiment)
@@ -120,7 +128,7 @@ def _columns_of_one_file(experiment: Experiment) -> dict[str, list[Path]]:
     return {"a": [folder / "1.csv"], "b": [folder / "1.csv"]}
 
 
-@pytest.mark.parametrize("bring", [_by_net, _foreign, _wide, _file_of_each_fold, _columns_of_one_file])
+@pytest.mark.parametrize("bring", [_by_net, _foreign, _without_folds, _wide, _file_of_each_fold, _columns_of_one_file])
 def test_the_test_rows_get_the_scores_of_the_submission_and_training_rows_those_of_their_folds(
     bring: Callable[[Experiment], dict[str, list[Path]]], tmp_path: Path
 ) -> None:
@@ -323,8 +331,23 @@ def test_a_manifest_with_a_net_too_few_is_refused(made: tuple[Bundle, dict[str, 
     content = {key: value for key, value in bundle.manifest.items() if key not in {"files", "format"}}
     del content["imported_runs"][0]["nets"]["a"]
     write_manifest(tmp_path, content)
-    with pytest.raises(BundleError, match="does not have 3 nets"):
+    with pytest.raises(BundleError, match="does not have 3 nets") as error:
         read_bundle(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_no_bundle_is_written_that_its_readers_refuse(
+    made: tuple[Bundle, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*args: Any) -> dict[str, Any]:
+        content = manifest_of(*args)
+        return content | {"imported_runs": [run | {"range": [0.9, 0.1]} for run in content["imported_runs"]]}
+
+    monkeypatch.setattr("dermstack.serve.write_bundle.manifest_of", wrong)
+    experiment = opened_experiment(_folder(made[1]) / "elsewhere.yaml")
+    with pytest.raises(BundleError, match="the range of net ends before it begins"):
+        write_bundle(experiment, tmp_path / "b", QUIET)
+    assert not (tmp_path / "b").exists()
 
 
 def test_nets_of_an_earlier_import_have_no_names_which_is_said(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from dermstack.errors import BundleError, StoreError
 from dermstack.serve.manifest import ImageRun, ImportedRun, Manifest, image_runs, imported_runs, is_inside
@@ -425,7 +426,14 @@ def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
     try:
         sound = verify_digest(manifest)
         Manifest.model_validate(sound)
-    except (ValueError, TypeError, RecursionError) as error:  # pydantic raises a ValueError
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))[:200]
+        fault = f"{place}: {first['msg']}" if place else first["msg"]
+        raise BundleError(
+            f"{path}: {MANIFEST} is invalid ({fault.removeprefix('Value error, ')}): {_ADVICE}"
+        ) from error
+    except (ValueError, TypeError, RecursionError) as error:
         fault = str(error)[:400]
         raise BundleError(f"{path}: {MANIFEST} is invalid ({fault}): {_ADVICE}") from error
     return dict(sound)

@@ -17,6 +17,7 @@ from scipy.special import expit
 from dermstack.errors import BundleError, DermstackError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.image_runs import Level1, alignments, own_nets, short_text
+from dermstack.serve.imported_runs import imported_nets
 from dermstack.serve.local_map import local_map
 from dermstack.serve.stages import Stage, read_stages
 from dermstack.threads import limit_threads
@@ -203,12 +204,14 @@ def _try_rows(bundle: Bundle, fitted: FittedEnsemble) -> None:
             z[name] = np.zeros((bundle.folds, 2, aligned[name].components), np.float32)
         elif fitted.stages:
             z[name] = np.zeros((2, len(fitted.stages[0].features[0][0].axes_[name][0])), np.float16)
+    given_nets = imported_nets(bundle)
     made = fitted.score(
         frame,
         Level1(
-            np.zeros((bundle.folds, 2, len(fitted.names)), np.float32), z, own_nets(bundle.folds, len(fitted.names))
+            np.zeros((bundle.folds, 2, len(fitted.names)), np.float32), z,
+            np.concatenate([own_nets(bundle.folds, len(bundle.image_runs)), given_nets], axis=1),
         ),
-    )
+    )  # fmt: skip
     if not np.isfinite(made[["score", "p_calibrated"]].to_numpy()).all():
         raise ValueError("its scores are not finite")
 

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from dermstack.errors import BundleError, ImageError
-from dermstack.serve.bundle import MANIFEST, Bundle, write_manifest, zip_bundle
+from dermstack.serve.bundle import MANIFEST, Bundle, read_manifest_of, write_manifest, zip_bundle
 from dermstack.serve.distilled import distilled
 from dermstack.serve.expectations import COSTS_FILE, measure_costs, measure_promise, write_promise
 from dermstack.serve.image_runs import encoded_metadata, fold_folder
@@ -155,6 +155,7 @@ def write_bundle(
         costs = measure_costs(experiment, write_manifest(folder, manifest), level1, out)
         (folder / COSTS_FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
         bundle = write_manifest(folder, manifest)
+        read_manifest_of(folder)  # no bundle is written that its readers would refuse
         finished = folder
         if target.suffix == ".zip":
             finished = staging / target.name
