@@ -264,6 +264,9 @@ def test_the_commands_predict_evaluate_and_recalibrate(
     assert run_cli("recalibrate", *whole, *given, "--metadata", str(folder / "test.csv")) == 0
     labels = ["--labels", str(tmp_path / "y.csv"), "--out", str(tmp_path / "r.zip")]
     assert run_cli("recalibrate", *whole, *given, *labels) == 0
+    capsys.readouterr()
+    assert run_cli("recalibrate", *whole, *given, "--prevalence", "0.1", "--out", str(tmp_path / "q.zip")) == 2
+    assert "--predictions are those of rows: give --metadata" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_page_asks_for_the_predictions_and_predicts_as_the_command_does(

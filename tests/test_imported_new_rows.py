@@ -14,7 +14,13 @@ from pydantic import ValidationError
 
 from dermstack.errors import DataError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.imported_runs import given_predictions, imported_entries, imported_nets, read_imported
+from dermstack.serve.imported_runs import (
+    given_predictions,
+    imported_entries,
+    imported_nets,
+    prediction_notes,
+    read_imported,
+)
 from dermstack.serve.manifest import MAX_SEEDS, Manifest
 from stack.console import Out
 from stack.import_folds import net_label
@@ -71,6 +77,10 @@ def test_an_array_may_have_a_column_for_each_net(tmp_path: Path) -> None:
 
 def test_a_run_of_one_column_a_net_takes_one_averaged_prediction_too(tmp_path: Path) -> None:
     bundle = _bundle(net_prefix="fold")
+    wide = _nets().pivot_table(index="id", columns="fold", values="p").add_prefix("fold").reset_index()
+    wide.assign(p=0.5).to_csv(tmp_path / "wide.csv", index=False)  # their mean may stand beside the nets
+    _nets().to_csv(tmp_path / "long.csv", index=False)
+    pd.testing.assert_frame_equal(_read(bundle, tmp_path / "wide.csv"), _read(_bundle(), tmp_path / "long.csv"))
     _nets(1).drop(columns="fold").to_csv(tmp_path / "mean.csv", index=False)
     assert list(_read(bundle, tmp_path / "mean.csv")) == ["prediction of net, averaged"]
     _nets(1).rename(columns={"p": "risk"}).to_csv(tmp_path / "other.csv", index=False)
@@ -90,6 +100,18 @@ def test_nets_of_other_folds_are_averaged_only_if_each_row_has_all(tmp_path: Pat
         wrong.to_csv(path, index=False)
         with pytest.raises(DataError, match=says):
             _read(bundle, path)
+
+
+def test_a_prediction_of_one_row_that_is_far_from_those_of_training_is_told() -> None:
+    assert prediction_notes(_bundle(), {"net": 0.5}) == []
+    (note,) = prediction_notes(_bundle(), {"net": 0.999})
+    assert note.startswith("the prediction 0.999 of net lies outside 0.01 to 0.99, where 98 % of those of training lie")
+
+
+@pytest.mark.parametrize(("runs", "says"), [(2, "--predictions n0=FILE --predictions n1=FILE"), (30, "FOLDER")])
+def test_the_next_command_gives_every_run(runs: int, says: str) -> None:
+    bundle = _bundle(*(ENTRY | {"name": f"n{number}"} for number in range(runs)))
+    assert f"{says} --out" in bundle.predict_command(Path("b.zip"))
 
 
 def _array_without_ids(folder: Path) -> tuple[Bundle, list[Path]]:
@@ -205,6 +227,21 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_a_manifest_with_an_absurd_imported_run_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Manifest.model_validate(_manifest(ENTRY | changes))
+
+
+def test_a_shift_beyond_every_logit_is_refused() -> None:
+    stackers = [{"name": "line", "kind": "logistic", "shifts": [0.0, 1e308]}]
+    with pytest.raises(ValidationError, match="less than or equal to 1000000"):
+        Manifest.model_validate(_manifest(ENTRY) | {"stackers": stackers})
+
+
+@pytest.mark.parametrize(
+    ("moments", "says"),
+    [([0.0, 1e-300], "not positive"), ([1e308, 1.0], "beyond every"), ([0.0, 1e308], "beyond every")],
+)
+def test_a_scale_beyond_every_logit_is_refused(moments: list[float], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Manifest.model_validate(_manifest(ENTRY) | {"scales": {"net": {"0": moments}}})
 
 
 def test_predictions_may_be_exactly_0_and_1_in_float32() -> None:

@@ -315,6 +315,8 @@ def recalibrate(
             raise ConfigError("--images is missing: name the folder of the images, or give --prevalence as a number")
         if metadata or id_column:
             raise ConfigError("--metadata and --id-column describe images: give --images, too")
+    if predictions and number is not None and images is None and metadata is None:
+        raise ConfigError("--predictions are those of rows: give --metadata, too, or leave them out")
     check_parent(opened, target)
     rows = targets = None
     if number is None or images is not None or metadata is not None:

@@ -37,6 +37,7 @@ FORMAT_OF_TABLES = 3  # no image model
 FORMAT_OF_REPEATS = 4  # stackers of several repeats, or imported runs
 FORMAT = FORMAT_OF_REPEATS
 MANIFEST = "manifest.json"
+_MAX_NAMED = 3  # imported runs whose files a command names one by one
 MAX_MANIFEST = 1 << 23  # bytes
 MAX_JSON = 1 << 25  # bytes of any other JSON file: Python takes up to thirty times as many for what is in it
 MAX_COMPRESSION_RATIO = 20  # unpacked to packed size of a zip: weights hardly compress, a zip bomb does
@@ -165,7 +166,9 @@ class Bundle:
     def predict_command(self, place: Path) -> str:
         """Returns the command that predicts new rows with this bundle at ``place``."""
         rows = "--images FOLDER" if self.takes_images else "--metadata ROWS.csv"
-        rows += "".join(f" --predictions {run.name}=FILE" for run in self.imported_runs[:3])
+        names = [run.name for run in self.imported_runs]
+        of_each = "".join(f" --predictions {name}=FILE" for name in names)
+        rows += of_each if len(names) <= _MAX_NAMED else " --predictions FOLDER"
         return f"dermstack predict --bundle {place} {rows} --out predictions.csv"
 
     @property

@@ -218,10 +218,12 @@ def _columns_there(run: ImportedRun, parts: Sequence[Part], columns: ImportedCol
         others = {prefix, columns.id, columns.fold}
         if is_array(part.path):  # its columns have no names
             columns = replace(columns, nets=None)
+        elif prefix is not None and any(name.startswith(prefix) for name in there if name not in others):
+            pass
         elif prefix is None or columns.p in there:
             wanted[part.p or columns.p] = f"the predictions of {run.name}"
             columns = replace(columns, nets=None)
-        elif not any(name.startswith(prefix) for name in there if name not in others):
+        else:
             raise DataError(
                 f"{part.path}: no column begins with {prefix!r}, as those of the nets of {run.name} did in the import, "
                 f"and none is {columns.p!r}, for one prediction of each row: rename the columns, which are "
@@ -325,6 +327,16 @@ def one_prediction(bundle: Bundle, given: Mapping[str, float | None]) -> pd.Data
             raise DataError(f"the prediction {p:g} of {name} is no probability between 0 and 1: correct it")
         made[_column(name, AVERAGED)] = to_logit(pd.Series([p]))
     return pd.DataFrame(made)
+
+
+def prediction_notes(bundle: Bundle, given: Mapping[str, float | None]) -> list[str]:
+    """Returns notes on predictions of one row that are far from those of training."""
+    return [
+        f"the prediction {p:.3g} of {run.name} lies outside {run.range[0]:.3g} to {run.range[1]:.3g}, where 98 % of "
+        "those of training lie: check that it is a probability of the same model"
+        for run in bundle.imported_runs
+        if (p := given.get(run.name)) is not None and not run.range[0] <= p <= run.range[1]
+    ]
 
 
 def made_from(bundle: Bundle) -> str:

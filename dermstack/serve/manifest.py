@@ -20,6 +20,7 @@ from stack.units import GROUP
 
 MAX_NAME, MAX_PATH = 200, 400  # bytes of a file's name and of its path inside the bundle
 MAX_SEEDS, MAX_NETS = 1_000, 100  # of an imported run
+_MOST_LOGIT, _LEAST_SPREAD = 1e6, 1e-30  # no logits come near; beyond, float32 has infinite numbers
 _SHA256 = r"^[0-9a-f]{64}$"
 # Device names that Windows reserves, with any extension.
 _WINDOWS_DEVICES = {
@@ -96,7 +97,8 @@ class _Stacker(_StrictModel):
     name: Name
     kind: Literal["lightgbm", "xgboost", "catboost", "logistic", "set_transformer"]
     repeats: int = Field(1, ge=1, le=MAX_REPEATS)  # assignments of the groups to folds that it was fitted over
-    shifts: list[FiniteFloat]  # one for each fold, those of the first repeat first
+    # of the logits, one for each fold, those of the first repeat first
+    shifts: list[Annotated[float, Field(ge=-_MOST_LOGIT, le=_MOST_LOGIT)]]
 
 
 _Scales = dict[Name, dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]]
@@ -257,8 +259,11 @@ class Manifest(_StrictModel):
         if later and not (set(later.stackers) < stackers and set(later.sees) <= stackers - set(later.stackers)):
             raise ValueError("`second_stage` names stackers that are not there, or that see each other")
         every = [self.scales, *([later.scales] if later else [])]
-        if any(spread <= 0 for scales in every for nets in scales.values() for _, spread in nets.values()):
+        moments = [of_net for scales in every for nets in scales.values() for of_net in nets.values()]
+        if any(spread < _LEAST_SPREAD for _, spread in moments):
             raise ValueError("`scales` has a spread that is not positive")
+        if any(max(abs(mean), spread) > _MOST_LOGIT for mean, spread in moments):
+            raise ValueError("`scales` has a mean or a spread beyond every logit")
         if lacking := {"id", "target"} - set(self.columns):
             raise ValueError(f"`columns` lacks {', '.join(sorted(lacking))}")
         if (per := self.predict_per) is not None:

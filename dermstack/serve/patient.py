@@ -19,7 +19,7 @@ from dermstack.serve.ensemble import read_bundled_fallback, read_fitted
 from dermstack.serve.expectations import cost_notes, lacking_columns, takes_age
 from dermstack.serve.heat_maps import encode_jpeg, heat_maps, heat_overlay, page_sized
 from dermstack.serve.image_runs import Level1, net_cache
-from dermstack.serve.imported_runs import imported_with_images, made_from, one_prediction
+from dermstack.serve.imported_runs import imported_with_images, made_from, one_prediction, prediction_notes
 from dermstack.serve.novelty import read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
 from dermstack.serve.questions import answered, questions_of, range_notes, read_ranges
@@ -215,6 +215,7 @@ def read_row(
         decision=str(made["decision"].iloc[0]) if "decision" in made else None, basis="table",
     )  # fmt: skip
     notes = _unknown_notes(ensemble, frame, unknown)
+    notes += prediction_notes(ensemble.bundle, predictions or {})
     return Reading([lesion], None, [*notes, *_value_notes(ensemble, frame, age, given)])
 
 
