@@ -20,7 +20,7 @@ from stack.experiment import Experiment, write_rows
 from stack.image_config import NAME_PATTERN
 from stack.import_folds import FoldMatch, check_nets, match_rows, net_label, net_numbers
 from stack.keys import contained, keys_as_in
-from stack.metrics.resolution import clip_limits, clipped_logit
+from stack.metrics.resolution import Limits, clip_limits, clipped_logit
 from stack.plausibility import FACTS_TITLE, facts_table, is_fresh, run_facts
 from stack.prediction_files import (
     FINEST_EDGE,
@@ -148,9 +148,9 @@ def check_source(experiment: Experiment, source: Source, files: Files) -> Checke
     frames = {"oof": prediction_frame(oof["id"], fold.numbers, to_logit(oof["p"]))}
     averaged = options.test_averaged
     if has_test:
-        frames["test"], averaged = _test_frame(experiment, source, fold, files)
+        frames["test"], averaged, clip = _test_frame(experiment, source, fold, files)
     else:
-        frames["test"] = prediction_frame([], 0, np.empty(0, np.float32))
+        frames["test"], clip = prediction_frame([], 0, np.empty(0, np.float32)), _limits(oof["p"])
     if source.all_rows:
         frames["all_rows"] = _all_rows_frame(
             source.all_rows, options.columns, oof, fold, prefix=options.all_rows_prefix, files=files
@@ -164,6 +164,7 @@ def check_source(experiment: Experiment, source: Source, files: Files) -> Checke
         "excluded": options.exclude,
         "foreign_folds": fold.foreign,
         "test_averaged": averaged,
+        "clip": list(clip),  # at which the predictions of new rows are clipped too, however fine their file is
         "nets": {net_label(label): fold_of_net for label, fold_of_net in fold.theirs.items()},
         "read_as": read_as(source),
     }
@@ -210,8 +211,10 @@ def write_checked(experiment: Experiment, checked: Checked) -> tuple[Run, Path |
     return write_run(folder, checked.meta, frames=checked.frames), aside
 
 
-def _test_frame(experiment: Experiment, source: Source, fold: FoldMatch, files: Files) -> tuple[pd.DataFrame, bool]:
-    """Returns the predictions of the test rows, and whether they are averaged over nets."""
+def _test_frame(
+    experiment: Experiment, source: Source, fold: FoldMatch, files: Files
+) -> tuple[pd.DataFrame, bool, Limits]:
+    """Returns the predictions of the test rows, whether they are averaged over nets, and where they are clipped."""
     path, columns, options = source.test[0].path, source.options.test_columns, source.options
     known, averaged = experiment.as_read.test["id"], options.test_averaged
     test = read_parts(
@@ -239,7 +242,8 @@ def _test_frame(experiment: Experiment, source: Source, fold: FoldMatch, files: 
             test["fold"], fold, path, columns, instead=", or give one averaged row an id (--test-averaged)"
         )
     check_nets(test["id"], numbers.to_numpy(), experiment.table.test["id"], path, what="test rows")
-    return prediction_frame(test["id"], numbers.to_numpy(np.int8), to_logit(test["p"])), averaged
+    clip = _limits(test["p"])
+    return prediction_frame(test["id"], numbers.to_numpy(np.int8), to_logit(test["p"], clip)), averaged, clip
 
 
 def _all_rows_frame(
@@ -276,10 +280,14 @@ def _all_rows_frame(
     return prediction_frame(made["id"], numbers.to_numpy(np.int8), to_logit(made["p"]))
 
 
-def to_logit(p: pd.Series) -> NDArray[np.float32]:
-    """Returns the logits of a file's probabilities (n,); 0 and 1 lie half of the file's resolution inside."""
-    result: NDArray[np.float32] = clipped_logit(p, clip_limits(p, FINEST_EDGE)).astype(np.float32)
+def to_logit(p: pd.Series, clip: Limits | None = None) -> NDArray[np.float32]:
+    """Returns the logits of a file's probabilities (n,), clipped; by default half of the file's resolution inside."""
+    result: NDArray[np.float32] = clipped_logit(p, clip or _limits(p)).astype(np.float32)
     return result
+
+
+def _limits(p: pd.Series) -> Limits:
+    return clip_limits(p, FINEST_EDGE)
 
 
 def _check_plausible(experiment: Experiment, checked: Checked, source: Source, out: Out) -> None:

@@ -18,6 +18,7 @@ from dermstack.serve.imported_runs import (
     given_predictions,
     imported_entries,
     imported_nets,
+    one_prediction,
     prediction_notes,
     read_imported,
 )
@@ -256,3 +257,25 @@ def _manifest(entry: dict[str, Any]) -> dict[str, Any]:
         "features": {}, "embeddings": {}, "image_runs": [], "imported_runs": [entry], "stackers": [], "scales": {},
         "training": {"rows": 10, "positives": 2}, "files": {},
     }  # fmt: skip
+
+
+def test_an_exact_0_has_the_logit_that_it_had_in_training_whatever_else_is_in_the_file(tmp_path: Path) -> None:
+    """Files of few rows are written finer or coarser than that of training by chance."""
+    experiment = opened_experiment(write_experiment(tmp_path))
+    oof, test = predictions(experiment)
+    test["p"] = test["p"].round(2).where(test["isic"] != test["isic"].iloc[0], 0.0)
+    run = import_frames(experiment, "net", oof, test)
+    assert run.meta["clip"] == [0.005, 0.995]
+    bundle = Bundle(Path("b.zip"), {"image_runs": [], "folds": 3, "imported_runs": imported_entries([run], 3)})
+    ids = experiment.table.test["id"]
+    whole = read_imported(bundle, {"net": [tmp_path / "net-test.csv"]}, ids)[0]
+    stored = run.frame("test").pivot_table(index="id", columns="fold", values="logit").loc[ids]
+    np.testing.assert_array_equal(whole, stored)
+    for others in (0, 1, 5):
+        kept = ids.iloc[: 1 + others]
+        test[test["isic"].isin(kept)].to_csv(tmp_path / "few.csv", index=False)
+        few = read_imported(bundle, {"net": [tmp_path / "few.csv"]}, kept)[0]
+        np.testing.assert_array_equal(few, whole.iloc[: 1 + others])
+    assert one_prediction(bundle, {"net": 0.0}).iloc[0, 0] == whole.iloc[0, 0]
+    with pytest.raises(DataError, match="no probability"):
+        one_prediction(_bundle(), {"net": 0.0})  # of an earlier import, which did not keep its limits

@@ -57,6 +57,7 @@ def imported_entries(level1: Sequence[Run], folds: int) -> list[dict[str, Any]]:
             "averaged": averaged,
             "nets": nets,
             **({"mean_of": _foreign_nets(run)} if foreign and not averaged else {}),
+            **({"clip": run.meta["clip"]} if "clip" in run.meta else {}),
             "range": np.quantile(p, _RANGE).tolist(),
         })  # fmt: skip
     return made
@@ -175,7 +176,7 @@ def _read_run(
         parts, columns, needs_fold=False, alternative="", files=files, average_seeds=run.average_seeds,
         respell=lambda own, file: keys_as_in(own, ids, f"{file}: id", of="the rows to predict"),
     )  # fmt: skip
-    path, logit, notes = paths[0], to_logit(frame["p"]), []
+    path, logit, notes = paths[0], to_logit(frame["p"], run.clip), []
     if "fold" not in frame or run.averaged:
         of_nets = {AVERAGED: (frame["id"], logit)}
         if run.nets:
@@ -316,16 +317,16 @@ def one_prediction(bundle: Bundle, given: Mapping[str, float | None]) -> pd.Data
 
     Raises DataError for a run without one, an unknown run, and values that are not between 0 and 1.
     """
-    runs = [run.name for run in bundle.imported_runs]
+    runs = {run.name: run for run in bundle.imported_runs}
     if unknown := [name for name in given if name not in runs]:
         raise DataError(f"prediction of {unknown[0]}: the bundle has no such imported run: leave it out")
     made = {}
-    for name in runs:
+    for name, run in runs.items():
         if (p := given.get(name)) is None:
             raise DataError(f"the prediction of {name} is missing: give its probability, which the blend needs")
-        if not 0 < p < 1:
+        if not (0 <= p <= 1 if run.clip else 0 < p < 1):
             raise DataError(f"the prediction {p:g} of {name} is no probability between 0 and 1: correct it")
-        made[_column(name, AVERAGED)] = to_logit(pd.Series([p]))
+        made[_column(name, AVERAGED)] = to_logit(pd.Series([p]), run.clip)
     return pd.DataFrame(made)
 
 

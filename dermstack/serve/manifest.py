@@ -14,6 +14,7 @@ from stack.data_config import Pooling
 from stack.image_config import ImageModel, Name
 from stack.level2_config import MAX_REPEATS, Features
 from stack.metrics.own_metric import NAME_PATTERN
+from stack.metrics.resolution import Limits, checked_limits
 from stack.metrics.risk_control import LOWER_AIMS, UPPER_AIMS
 from stack.metrics.scores import Objective
 from stack.units import GROUP
@@ -78,6 +79,8 @@ class _ImportedRun(_StrictModel):
     nets: dict[ShortText, int]  # fold of each net by its name in the file; none where the mean of all nets is taken
     mean_of: int = Field(0, ge=0, le=MAX_NETS)  # nets of other folds, whose mean is taken; 0: not known
     range: Annotated[list[_Share01], Field(min_length=2, max_length=2)]  # 98 % of the out-of-fold predictions
+    # lowest and highest probability that is used, as in the test file; none: half of the new file's resolution
+    clip: Annotated[list[_Fraction], Field(min_length=2, max_length=2)] | None = None
 
     @model_validator(mode="after")
     def _check_parts(self) -> _ImportedRun:
@@ -86,6 +89,8 @@ class _ImportedRun(_StrictModel):
             raise ValueError(f"the columns of {self.name} have no name, or two have the same name or seed")
         if len(self.parts) > 1 and not self.average_seeds:
             raise ValueError(f"{self.name} has several columns, but does not average seeds")
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ValueError(f"the limits of {self.name} are reversed")
         if (self.averaged or self.mean_of) and self.nets:
             raise ValueError(f"{self.name} has nets, but takes a mean of them")
         if self.range[0] > self.range[1]:
@@ -320,6 +325,7 @@ class ImportedRun:
     nets: dict[str, int]  # fold of each net; none where the mean of all nets is taken
     range: tuple[float, float]  # 98 % of the out-of-fold predictions
     mean_of: int = 0  # nets of other folds than the experiment's, whose mean is taken; 0: not known
+    clip: Limits | None = None  # at which predictions are clipped, as in the test file; none: by the new file
 
 
 def image_runs(manifest: Mapping[str, Any]) -> list[ImageRun]:
@@ -337,6 +343,7 @@ def imported_runs(manifest: Mapping[str, Any]) -> list[ImportedRun]:
             run["name"], dict(run["columns"]), run["net_prefix"], run["average_seeds"],
             tuple((seed, column) for seed, column in run["parts"]), run["averaged"], dict(run["nets"]),
             (run["range"][0], run["range"][1]), run.get("mean_of", 0),
+            None if run.get("clip") is None else checked_limits(*run["clip"]),
         )
         for run in manifest.get("imported_runs", ())
     ]  # fmt: skip
