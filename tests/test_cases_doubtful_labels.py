@@ -48,7 +48,7 @@ def listed(finished: tuple[Experiment, list[Run]], monkeypatch: pytest.MonkeyPat
         "p": [0.0123, 0.8, 0.7], "neighbours": [0.05, np.nan, 0.5],
         "like": [negative["id"].iloc[-1], None, positive["id"].iloc[1]],
     })  # fmt: skip
-    monkeypatch.setattr(page_module, "doubtful_labels", lambda experiment, runs: look)
+    monkeypatch.setattr(page_module, "kept_doubtful_labels", lambda experiment, runs: look)
     return look
 
 
@@ -65,7 +65,7 @@ def test_each_case_shows_its_picture_beside_the_most_alike_of_the_other_target(
         large = np.asarray(original.resize((160, 160), Image.Resampling.LANCZOS)).astype(float)
         assert np.abs(pixels(image["src"]) - large).mean() < 5
     assert "The label of 3 of 240 images" in page.text
-    assert "0.012" in page.text
+    assert "1.2 %" in page.text
     assert "5.0 % of the similar images are positive" in page.text
     assert "nan" not in page.text
 
@@ -88,7 +88,7 @@ def test_without_pictures_the_cases_are_a_table(
     assert "img" not in {tag for tag, _ in page.tags}
     assert "This report was made without images." in page.text
     rows = [row for row in page.rows if row[0] in set(listed["id"])]
-    assert [row[:3] for row in rows] == [[listed["id"][0], "0.012", "5.0 %"], [listed["id"][1], "0.800", "–"]]
+    assert [row[:3] for row in rows] == [[listed["id"][0], "1.2 %", "5.0 %"], [listed["id"][1], "80.0 %", "–"]]
     assert rows[0][-1] == listed["like"][0]
     elsewhere = replace(experiment, config=experiment.config.model_copy(update={"cache": tmp_path}))
     section = doubtful_labels_section(elsewhere, runs, display_name=str)
@@ -101,10 +101,10 @@ def test_without_runs_there_is_no_section_and_without_doubt_it_says_none(
 ) -> None:
     experiment, runs = finished
     assert doubtful_labels_section(experiment, [], display_name=str) is None
-    monkeypatch.setattr(page_module, "doubtful_labels", lambda experiment, runs: listed.iloc[:0])
+    monkeypatch.setattr(page_module, "kept_doubtful_labels", lambda experiment, runs: listed.iloc[:0])
     section = doubtful_labels_section(experiment, runs, display_name=str)
     assert section is not None
-    assert Page(section.markup).text.count("None.") == 2
+    assert Page(section.markup).text.count("No label of the") == 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

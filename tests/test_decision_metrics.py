@@ -133,7 +133,7 @@ def test_compare_takes_each_of_them(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert objective_label(objective) in page.read_text()
         capsys.readouterr()
         run_cli("compare", *names[:2], "--folder", runs, "--objective", objective)
-        assert f"{objective} of elsewhere/a minus elsewhere/b" in capsys.readouterr().out
+        assert f"{objective_label(objective)} of elsewhere/a minus elsewhere/b" in capsys.readouterr().out
     said = command_error(capsys, "compare", *names, "--folder", runs, "--objective", "nonsense")
     assert "unknown objective 'nonsense': choose auc, pauc80, ap, logloss, or a metric of decisions" in said
 
