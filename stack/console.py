@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -63,11 +63,8 @@ class Out:
         table = Table(title=Text(title), title_justify="left")
         for name, dtype in frame.dtypes.items():
             table.add_column(Text(str(name)), justify="right" if is_numeric_dtype(dtype) else "left")
-        texts = [
-            map(_share, values) if name in shares else map(_whole if _are_whole(values) else _cell, values)
-            for name, values in ((str(name), frame.iloc[:, place].tolist()) for place, name in enumerate(frame))
-        ]
-        rows = [[Text(text) for text in row] for row in zip(*texts, strict=True)]
+        columns = [_texts(frame.iloc[:, place].tolist(), name in shares) for place, name in enumerate(frame)]
+        rows = [[Text(text) for text in row] for row in zip(*columns, strict=True)]
         for row in rows:
             table.add_row(*row)
         needed = Measurement.get(self._console, self._console.options.update(width=MAX_TABLE_WIDTH), table).maximum
@@ -182,6 +179,12 @@ def _rate(speed: float) -> str:
     import numpy as np
 
     return np.format_float_positional(speed, precision=2, fractional=False, trim="-")
+
+
+def _texts(values: Sequence[Any], are_shares: bool) -> list[str]:
+    """Returns the cells of a column as they are printed."""
+    shown = _share if are_shares else _whole if _are_whole(values) else _cell
+    return [shown(value) for value in values]
 
 
 def _are_whole(values: Sequence[object]) -> bool:
