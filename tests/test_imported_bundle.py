@@ -26,6 +26,7 @@ from dermstack.serve.new_rows import read_new_rows
 from dermstack.serve.notebook import write_notebook
 from dermstack.serve.patient import Ensemble, read_row
 from dermstack.serve.predict import predict_rows
+from dermstack.serve.stages import SeenRows
 from dermstack.serve.write_bundle import write_bundle
 from stack.console import Out
 from stack.experiment import Experiment
@@ -147,7 +148,7 @@ def _check_held_out(experiment: Experiment, fitted: FittedEnsemble) -> None:
     """The oracle are the out-of-fold logits that `stack` wrote: nets of other folds keep their own scales."""
     level1 = predictions_of(experiment, level1_runs(experiment))
     folds = np.stack([repeated(experiment, repeat).folds.frame["fold"].to_numpy() for repeat in range(fitted.repeats)])
-    made = fitted.logits(experiment.table.train, level1.oof, level1.nets, {}, folds)
+    made = fitted.logits(SeenRows(experiment.table.train, level1.oof, level1.nets, {}), folds)
     for name, logit in zip(fitted.stackers, made.T[len(fitted.names) :], strict=True):
         run = read_run(experiment.models / name)
         assert run is not None

@@ -14,6 +14,7 @@ from test_table_bundle import CONFIG, rows
 from dermstack.errors import BundleError
 from dermstack.serve.bundle import FORMAT_OF_REPEATS, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
+from dermstack.serve.stages import SeenRows
 from dermstack.serve.write_bundle import write_bundle
 from stack.console import Out
 from stack.experiment import Experiment
@@ -61,13 +62,13 @@ def test_each_training_row_is_scored_by_the_models_that_held_it_out(experiment: 
     }  # fmt: skip
     level1 = predictions_of(experiment, [])
     folds = np.stack([repeated(experiment, repeat).folds.frame["fold"].to_numpy() for repeat in range(3)])
-    made = fitted.logits(experiment.table.train, level1.oof, level1.nets, {}, folds)
+    made = fitted.logits(SeenRows(experiment.table.train, level1.oof, level1.nets, {}), folds)
     for name, logit in zip(fitted.stackers, made.T, strict=True):
         run = read_run(experiment.models / name)
         assert run is not None
         own = run.frame("oof").set_index("id")["logit"][experiment.table.train["id"]]
         np.testing.assert_allclose(logit, own, rtol=1e-6, atol=1e-6, err_msg=name)
-    other = fitted.logits(experiment.table.train, level1.oof, level1.nets, {}, np.roll(folds, 1, axis=0))
+    other = fitted.logits(SeenRows(experiment.table.train, level1.oof, level1.nets, {}), np.roll(folds, 1, axis=0))
     assert not np.allclose(made, other), "the fold of each repeat counts"
 
 

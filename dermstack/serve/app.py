@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dermstack.errors import ConfigError, DataError, DermstackError
 from dermstack.report.review import band_sentences
 from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
-from dermstack.serve.imported_runs import imported_with_images, made_from
+from dermstack.serve.imported_runs import imported_with_images, inputs_text
 from dermstack.serve.patient import Ensemble, Photo, Reading, read_patient, read_row
 from dermstack.serve.questions import short_number
 from dermstack.serve.standings import percent
@@ -218,7 +218,7 @@ class _Page:
                 takes_age=ensemble.takes_age,
                 questions=list(enumerate(ensemble.questions)),
                 imported=list(enumerate(ensemble.bundle.imported_runs)),
-                made_from=made_from(ensemble.bundle),
+                inputs=inputs_text(ensemble.bundle),
                 asked_first=MAX_ASKED,
                 group=ensemble.group if ensemble.bundle.takes_images else None,
                 takes_images=ensemble.bundle.takes_images,

@@ -5,7 +5,6 @@ Every transform is the one that `dermstack stack` applied to the test rows, so t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from dermstack.serve.bundle import Bundle
 from dermstack.serve.image_runs import Level1, alignments, own_nets, short_text
 from dermstack.serve.imported_runs import imported_nets
 from dermstack.serve.local_map import local_map
-from dermstack.serve.stages import Stage, read_stages
+from dermstack.serve.stages import SeenRows, Stage, read_stages
 from dermstack.threads import limit_threads
 from stack.blend.blender import Blender
 from stack.blend.calibration import Calibrator, Rescaled, calibrator_from_state
@@ -99,33 +98,27 @@ class FittedEnsemble:
         """Returns logits (folds, n, runs) of level 1, then the stackers; fold k's are made by its own models."""
         made = [
             self.logits(
-                frame, logits, np.broadcast_to(nets, logits.shape), level1.fold_embeddings(fold, self._frozen),
+                SeenRows(
+                    frame, logits, np.broadcast_to(nets, logits.shape), level1.fold_embeddings(fold, self._frozen)
+                ),
                 np.full((self.repeats, len(frame)), fold),
             )
             for fold, (logits, nets) in enumerate(zip(level1.logits, level1.nets, strict=True))
         ]  # fmt: skip
         return np.stack(made)
 
-    def logits(
-        self,
-        frame: pd.DataFrame,
-        logits: NDArray[np.float32],
-        nets: NDArray[np.int8],
-        z: Mapping[str, NDArray[np.floating]],
-        folds: NDArray[np.integer[Any]],
-    ) -> NDArray[np.float32]:
-        """Returns the logits (n, runs) of level 1 and of the stackers for n rows of whole groups.
+    def logits(self, rows: SeenRows, folds: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Returns the logits (n, runs) of level 1 and of the stackers for n ``rows``.
 
-        ``logits`` and ``nets`` (n, level-1 runs) are those of level 1 and the nets that made them, ``z`` (n, r) the
-        embeddings by run, ``folds`` (repeats, n) the fold whose stackers predict each row, in each repeat.
+        ``folds`` (repeats, n) names the fold whose stackers predict each row, in each repeat.
         """
         made: dict[str, NDArray[np.float32]] = {}
         for stage in self.stages:
             seen = stage.sees[len(self.names) :]
-            columns = np.column_stack([logits, *(made[name] for name in seen)])
-            own = np.column_stack([nets, *(folds[0] for _ in seen)]).astype(np.int8)
-            made |= stage.logits(frame, columns, own, z, folds, self.threads)
-        return np.column_stack([logits, *(made[name] for name in self.stackers)])
+            logits = np.column_stack([rows.logits, *(made[name] for name in seen)])
+            nets = np.column_stack([rows.nets, *(folds[0] for _ in seen)]).astype(np.int8)
+            made |= stage.logits(rows._replace(logits=logits, nets=nets), folds, self.threads)
+        return np.column_stack([rows.logits, *(made[name] for name in self.stackers)])
 
     @property
     def repeats(self) -> int:

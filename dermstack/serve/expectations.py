@@ -19,6 +19,7 @@ from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import FittedEnsemble, read_fitted
 from dermstack.serve.image_runs import fold_folder, net_encoder
 from dermstack.serve.manifest import ImageRun
+from dermstack.serve.stages import SeenRows
 from dermstack.serve.words import known_words
 from image_models.net_files import WEIGHTS
 from image_models.saved import head_logits
@@ -128,7 +129,7 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run], out: 
 
     def scores(frame: pd.DataFrame, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Returns the scores of rows or units, each by the models that held it out."""
-        return fitted.score_held_out(fitted.logits(frame, logits, nets, z, folds), of_all, unit)
+        return fitted.score_held_out(fitted.logits(SeenRows(frame, logits, nets, z), folds), of_all, unit)
 
     optional = [name for name in OPTIONAL_COLUMNS if bundle.columns.get(name) not in bundle.unit_columns]
     with_role = [name for name in optional if name == "group" or (name in used and frame[name].notna().any())]

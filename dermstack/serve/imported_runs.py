@@ -143,9 +143,9 @@ def read_imported(bundle: Bundle, given: Given, ids: pd.Series) -> tuple[pd.Data
     DataError that names the file for rows without a prediction, doubled ones, unknown nets and values outside [0, 1].
     """
     made: dict[str, NDArray[np.float32]] = {}
-    notes = []
+    notes, files = [], Files()  # runs may be columns of one file, which is read once
     for run in bundle.imported_runs:
-        of_nets, extra = _read_run(run, given[run.name], ids)
+        of_nets, extra = _read_run(run, given[run.name], ids, files)
         made |= {_column(run.name, net): logit for net, logit in of_nets.items()}
         notes += extra
         notes += _out_of_range(run, expit(np.concatenate([*of_nets.values()]).astype(np.float64)))
@@ -153,9 +153,28 @@ def read_imported(bundle: Bundle, given: Given, ids: pd.Series) -> tuple[pd.Data
 
 
 def _read_run(
-    run: ImportedRun, paths: Sequence[Path], ids: pd.Series
+    run: ImportedRun, paths: Sequence[Path], ids: pd.Series, files: Files
 ) -> tuple[dict[int, NDArray[np.float32]], list[str]]:
     """Returns the logits (n,) of each net of a run, or of `AVERAGED`, for the rows ``ids``, and notes."""
+    frame, columns = _read_files(run, paths, ids, files)
+    path, found, notes = paths[0], {}, []
+    by_net = _by_net(run, path, frame)
+    if run.nets and AVERAGED in by_net:
+        notes.append(
+            f"{path}: one prediction for each row, where training had one of each fold net: it counts for every net"
+        )
+    for net, logit in sorted(by_net.items()):
+        own = pd.Series(logit.index, dtype="str")
+        found[net] = logit.to_numpy()[_places(run, path, net, own, ids, columns)]
+    if extra := max(map(len, by_net.values())) - len(ids):
+        notes.append(f"{path}: {extra:,} ids are not among the rows to predict and are not used")
+    return found, notes
+
+
+def _read_files(
+    run: ImportedRun, paths: Sequence[Path], ids: pd.Series, files: Files
+) -> tuple[pd.DataFrame, ImportedColumns]:
+    """Returns the rows of the files of a run, with their ids in the spelling of ``ids``, and the columns read."""
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path}: no such file: correct the path of the predictions of {run.name}")
@@ -170,41 +189,30 @@ def _read_run(
         )
     else:  # several columns for several seeds
         parts = tuple(Part(paths[0], "", seed, column) for seed, column in run.parts)
-    files = Files()
     columns = _columns_there(run, parts, columns, files)
     frame = read_parts(
         parts, columns, needs_fold=False, alternative="", files=files, average_seeds=run.average_seeds,
         respell=lambda own, file: keys_as_in(own, ids, f"{file}: id", of="the rows to predict"),
     )  # fmt: skip
-    path, logit, notes = paths[0], to_logit(frame["p"], run.clip), []
+    return frame, columns
+
+
+def _by_net(run: ImportedRun, path: Path, frame: pd.DataFrame) -> dict[int, pd.Series]:
+    """Returns the logits by id of each net, or of `AVERAGED`. Raises DataError for unknown and absent nets."""
+    logit = pd.Series(to_logit(frame["p"], run.clip), index=frame["id"].to_numpy())
     if "fold" not in frame or run.averaged:
-        of_nets = {AVERAGED: (frame["id"], logit)}
-        if run.nets:
-            notes = [
-                f"{path}: one prediction for each row, where training had one of each fold net: it counts for every net"
-            ]
-    elif not run.nets:  # other folds than the experiment's: their mean
+        return {AVERAGED: logit}
+    if not run.nets:  # other folds than the experiment's: their mean
         _check_foreign(run, path, frame)
-        mean = pd.Series(logit).groupby(frame["id"].to_numpy(), sort=False).mean()
-        of_nets = {AVERAGED: (pd.Series(mean.index, dtype="str"), mean.to_numpy(np.float32))}
-    else:
-        labels = frame["fold"].map(net_label)
-        if strange := sorted(set(labels) - set(run.nets)):
-            raise DataError(
-                f"{path}: {run.name} has no net {strange[0]!r} in training: its nets are {', '.join(sorted(run.nets))}"
-            )
-        if absent := [label for label in run.nets if label not in set(labels)]:
-            raise DataError(f"{path}: no row is of net {absent[0]} of {run.name}: give the rows of every net")
-        rows = {net: (labels == label).to_numpy(bool) for label, net in run.nets.items()}
-        of_nets = {net: (frame["id"][own], logit[own]) for net, own in rows.items()}
-    strange_ids = 0
-    found = {}
-    for net, (own_ids, own) in sorted(of_nets.items()):
-        found[net] = own[_places(run, path, net, own_ids, ids, columns)]
-        strange_ids = max(strange_ids, len(own_ids) - len(ids))
-    if strange_ids:
-        notes.append(f"{path}: {strange_ids:,} ids are not among the rows to predict and are not used")
-    return found, notes
+        return {AVERAGED: logit.groupby(level=0, sort=False).mean()}
+    labels = frame["fold"].map(net_label)
+    if strange := sorted(set(labels) - set(run.nets)):
+        raise DataError(
+            f"{path}: {run.name} has no net {strange[0]!r} in training: its nets are {', '.join(sorted(run.nets))}"
+        )
+    if absent := [label for label in run.nets if label not in set(labels)]:
+        raise DataError(f"{path}: no row is of net {absent[0]} of {run.name}: give the rows of every net")
+    return {net: logit[(labels == label).to_numpy(bool)] for label, net in run.nets.items()}
 
 
 def _columns_there(run: ImportedRun, parts: Sequence[Part], columns: ImportedColumns, files: Files) -> ImportedColumns:
@@ -340,7 +348,7 @@ def prediction_notes(bundle: Bundle, given: Mapping[str, float | None]) -> list[
     ]
 
 
-def made_from(bundle: Bundle) -> str:
+def inputs_text(bundle: Bundle) -> str:
     """Returns what a bundle without an image model predicts from, as the end of a sentence."""
     if not (runs := [run.name for run in bundle.imported_runs]):
         return "the values of the table alone"

@@ -19,7 +19,7 @@ from dermstack.serve.ensemble import read_bundled_fallback, read_fitted
 from dermstack.serve.expectations import cost_notes, lacking_columns, takes_age
 from dermstack.serve.heat_maps import encode_jpeg, heat_maps, heat_overlay, page_sized
 from dermstack.serve.image_runs import Level1, net_cache
-from dermstack.serve.imported_runs import imported_with_images, made_from, one_prediction, prediction_notes
+from dermstack.serve.imported_runs import imported_with_images, inputs_text, one_prediction, prediction_notes
 from dermstack.serve.novelty import read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
 from dermstack.serve.questions import answered, questions_of, range_notes, read_ranges
@@ -211,7 +211,7 @@ def read_row(
     made = decided(ensemble.bundle, made, frame, unknown)
     lesion = Lesion(
         row.name, site, float(made["score"].iloc[0]), float(made["p_calibrated"].iloc[0]), None, False, None, None,
-        Standing(0, None, None, None, None, f"The risk is predicted from {made_from(ensemble.bundle)}."),
+        Standing(0, None, None, None, None, f"The risk is predicted from {inputs_text(ensemble.bundle)}."),
         decision=str(made["decision"].iloc[0]) if "decision" in made else None, basis="table",
     )  # fmt: skip
     notes = _unknown_notes(ensemble, frame, unknown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,17 @@ from tabular.gbdt_trial import ModelFile, try_models
 from tabular.models import ENCODING_FILE, Bag, bag_from_contents, model_names
 
 FEATURES, SECOND_FEATURES = "features", "features_second_stage"  # folders of the fitted transforms of each matrix
+
+
+class SeenRows(NamedTuple):
+    """Rows of whole groups, and what the runs that a model sees say of them."""
+
+    frame: pd.DataFrame  # (n) id, group and the columns of the table
+    logits: NDArray[np.float32]  # (n, runs)
+    nets: NDArray[np.int8]  # (n, runs) net that made each logit, or AVERAGED
+    z: Mapping[str, NDArray[np.floating]]  # by run: (n, r) embeddings, or (n, d) of a frozen backbone
+
+
 Models = tuple[tuple[Bag, ...], ...]  # of a stacker: by repeat and fold
 
 
@@ -38,34 +49,24 @@ class Stage:
     features: tuple[tuple[FoldFeatures, ...], ...]  # by repeat and fold
     models: dict[str, Models]  # by stacker, which may have fewer repeats than the stage
 
-    def logits(
-        self,
-        frame: pd.DataFrame,
-        logits: NDArray[np.float32],
-        nets: NDArray[np.int8],
-        z: Mapping[str, NDArray[np.floating]],
-        folds: NDArray[np.integer[Any]],
-        threads: int,
-    ) -> dict[str, NDArray[np.float32]]:
-        """Returns the logits (n,) of each stacker for n rows of whole groups, as means over its repeats.
+    def logits(self, rows: SeenRows, folds: NDArray[np.integer[Any]], threads: int) -> dict[str, NDArray[np.float32]]:
+        """Returns the logits (n,) of each stacker for n ``rows`` with the runs that it sees, as means over its repeats.
 
-        ``logits`` and ``nets`` (n, runs) are those of the runs that the stage sees, ``z`` (n, r) their embeddings.
         ``folds`` (repeats, n) names the fold whose models predict a row: the one that held it out or, for a new row,
         the same in every repeat.
         """
-        scaled = self._standardised(logits, nets)
-        made = {name: [np.empty(len(frame), np.float32) for _ in models] for name, models in self.models.items()}
+        n, scaled = len(rows.frame), self._standardised(rows.logits, rows.nets)
+        made = {name: [np.empty(n, np.float32) for _ in models] for name, models in self.models.items()}
         for repeat, features in enumerate(self.features):
             for fold in np.unique(folds[repeat]).tolist():
-                rows = np.flatnonzero(folds[repeat] == fold)
-                of_rows = frame if len(rows) == len(frame) else frame.iloc[rows]
-                x = features[fold].transform(of_rows, scaled[rows], {name: own[rows] for name, own in z.items()})
+                held = np.flatnonzero(folds[repeat] == fold)
+                own = slice(None) if len(held) == n else held  # new rows, whose embeddings are large, are not copied
+                frame = rows.frame.iloc[own]
+                x = features[fold].transform(frame, scaled[own], {name: z[own] for name, z in rows.z.items()})
                 for name, models in self.models.items():
                     if repeat < len(models):
                         bag = models[repeat][fold]
-                        made[name][repeat][rows] = bag.logit(
-                            _columns_of(x, bag), groups=of_rows["group"], threads=threads
-                        )
+                        made[name][repeat][own] = bag.logit(_columns_of(x, bag), groups=frame["group"], threads=threads)
         return {name: mean_logit(of_repeats) for name, of_repeats in made.items()}
 
     def _standardised(self, logits: NDArray[np.float32], nets: NDArray[np.int8]) -> NDArray[np.float32]:
