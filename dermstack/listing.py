@@ -12,7 +12,7 @@ def first_of(values: Iterable[object], most: int = 5, *, separator: str = ", ") 
     return separator.join(map(str, found[:most])) + more
 
 
-_SINGULAR = {"studies": "study", "are": "is", "have": "has"}
+_SINGULAR = {"studies": "study", "are": "is", "have": "has", "lack": "lacks", "repeat": "repeats"}
 
 
 def counted(number: int, plural: str, verb: str = "") -> str:

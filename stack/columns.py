@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import TabularError
-from dermstack.listing import first_of
+from dermstack.listing import counted, first_of
 from stack.cells import plain_numbers
 from stack.data_config import Codes
 from stack.keys import MISSING_KEYS, unified_words
@@ -232,7 +232,8 @@ def infinite_note(infinite: InfiniteCells, ids: pd.Series, path: Path) -> list[s
     if not infinite:
         return []
     parts = [
-        f"{csv!r} in {int(cells.sum()):,} rows ({first_of(ids[cells], _MAX_IDS)})" for csv, cells in infinite.items()
+        f"{csv!r} in {counted(int(cells.sum()), 'rows')} ({first_of(ids[cells], _MAX_IDS)})"
+        for csv, cells in infinite.items()
     ]
     listed = first_of(parts, _MAX_INFINITE)
     return [
@@ -262,8 +263,8 @@ def _numbers(
         found = list(dict.fromkeys(text[bad]))
         listed = first_of(repr(value[:40]) for value in found)
         faults.append(
-            f"{path}: column {csv!r} holds {listed} in {int(bad.sum()):,} rows, which is no number: correct the cells, "
-            "declare a code for missing values in data.missing, or name the column in columns.categorical"
+            f"{path}: column {csv!r} holds {listed} in {counted(int(bad.sum()), 'rows')}, which is no number: correct "
+            "the cells, declare a code for missing values in data.missing, or name the column in columns.categorical"
         )
     return values
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from dermstack.listing import counted
 from stack.metrics.intervals import Interval
 from stack.plausibility import COPY_CORRELATION, UNCLIPPED_LOGIT, Likeness, RunFacts, quantile_text
 from stack.ranks import AVERAGED
@@ -80,7 +81,7 @@ def _doubts_of_order(one: RunFacts, is_blended: bool) -> list[Doubt]:
     """Returns what is doubtful about the order and the spacing of a run's out-of-fold predictions."""
     found = []
     if one.copied:
-        what = f"the labels are copied into its predictions in {one.copied:,} rows"
+        what = f"the labels are copied into its predictions in {counted(one.copied, 'rows')}"
         evidence = f"these have the highest or lowest value, without an error, in a file of {one.rows:,} rows"
         remedy = "predict these rows by a model that has not seen them"
         found.append(Doubt((one.name,), "error", what, evidence, _next_step(one, remedy)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from dermstack.errors import DataError
+from dermstack.listing import counted
 from stack.data_config import NO_RULES, ColumnRules
 from stack.keys import contained, keys_as_in
 from stack.net_columns import external_columns
@@ -45,18 +46,17 @@ class ExternalRows:
         if not self.shared:
             return list(self.notes)
         shared = (
-            f"external {self.name}: {self.shared:,} rows have a group with the name of one of train or test. If they "
-            "are one patient, the rows train the nets that score this patient, and scores are too good for new ones: "
-            "remove the rows from its csv"
+            f"external {self.name}: {counted(self.shared, 'rows', 'have')}"
+            " a group with the name of one of train or test. If they are one patient, the rows train the nets that "
+            "score this patient, and scores are too good for new ones: remove the rows from its csv"
         )
         return [*self.notes, shared]
 
     def summary(self) -> str:
         """Returns one line with the numbers of rows, positives, dropped rows and rows without a group."""
         positives = int(self.frame["target"].sum())
-        text = (
-            f"external {self.name}: {len(self.frame):,} rows ({positives:,} positive) train every fold's image models"
-        )
+        rows = counted(len(self.frame), "rows")
+        text = f"external {self.name}: {rows} ({positives:,} positive) for the training of every fold's image models"
         if self.collided:
             text += f"; {self.collided:,} dropped, as their ids are in train or test"
         return text + (f"; {self.ungrouped:,} without a group are groups of one" if self.ungrouped else "")

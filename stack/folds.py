@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import ConfigError, DataError
+from dermstack.listing import counted
 from stack.cells import as_cells, as_text, read_columns
 from stack.keys import check_exact, fold_labels, is_missing_fold, keys_as_in, unified_keys
 from stack.metrics.row_values import checked_seed
@@ -317,10 +318,11 @@ def _checked_rows(train: pd.DataFrame) -> pd.DataFrame:
             "group and target, as `read_table` names them"
         )
     if (nameless := train["id"].isna()).any():
-        raise DataError(f"{int(nameless.sum())} rows have no id: fill it in, or drop these rows")
+        raise DataError(f"{counted(int(nameless.sum()), 'rows', 'have')} no id: fill it in, or drop these rows")
     if (doubled := train["id"].duplicated()).any():
         raise DataError(
-            f"{int(doubled.sum())} rows repeat an id, first {train['id'][doubled].iloc[0]!r}: keep one each"
+            f"{counted(int(doubled.sum()), 'rows', 'repeat')} an id, first {train['id'][doubled].iloc[0]!r}: keep "
+            "one each"
         )
     target = train["target"].to_numpy()
     if len(odd := target[~np.isin(target, (0, 1))]):

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
+from dermstack.listing import counted
 from stack.experiment import Experiment
 from stack.keys import contained, other_spelling, positions_of
 from stack.prediction_files import ImportedColumns
@@ -44,7 +45,8 @@ def match_rows(
     is_unique = (rows >= 0).all() and np.bincount(rows).max(initial=0) < 2
     if not is_unique and len(doubled := oof["id"][oof["id"].duplicated()]):
         raise DataError(
-            f"{path}: {len(doubled)} rows repeat an id, first {doubled.iloc[0]!r}: give one row for each id"
+            f"{path}: {counted(len(doubled), 'rows', 'repeat')} an id, first {doubled.iloc[0]!r}: give one row for "
+            "each id"
         )
     if (rows < 0).any():
         strange = oof["id"][rows < 0]
@@ -124,9 +126,9 @@ def check_nets(ids: pd.Series, numbers: NDArray[Any], expected: pd.Series, path:
             continue
         here = ids[of_net]
         net = "" if number == AVERAGED else f" of net {number}"
-        if here.duplicated().any():
+        if doubled := int(here.duplicated().sum()):
             raise DataError(
-                f"{path}: {here.duplicated().sum()} rows{net} repeat an id: give one row for each id and net "
+                f"{path}: {counted(doubled, 'rows', 'repeat')} an id{net}: give one row for each id and net "
                 "(name the net's column with --fold-column, or give one averaged test row an id with --test-averaged)"
             )
         advice = other_spelling(here[found < 0], expected, of=f"the {what}") or f"give exactly the ids of the {what}"

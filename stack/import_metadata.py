@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from dermstack.errors import DataError
+from dermstack.listing import counted
 from image_models.processes import run_parallel
 from stack.outputs import check_output, is_stream, output_file
 
@@ -152,5 +153,7 @@ def _by_id(frame: pd.DataFrame, place: Path) -> pd.DataFrame:
     doubled = frame["image_name"].duplicated()
     if doubled.any():
         first = ", ".join(frame["image_name"][doubled].iloc[:3])
-        raise DataError(f"{place}: {int(doubled.sum())} rows repeat an id, first: {first}: keep one row of each")
+        raise DataError(
+            f"{place}: {counted(int(doubled.sum()), 'rows', 'repeat')} an id, first: {first}: keep one row of each"
+        )
     return frame.sort_values("image_name", ignore_index=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.listing import counted
 from stack.columns import NO_COLUMNS, TableColumns
 
 MAX_AGE = 120  # years: a greater age is refused when a table is read
@@ -46,7 +47,7 @@ class MissingCode(NamedTuple):
     is_further: bool = False  # of a column without a role, whose name in the csv it has
 
     def __str__(self) -> str:
-        return f"{self.column} {self.value} in {self.rows:,} rows ({self.share:.1%})"
+        return f"{self.column} {self.value} in {counted(self.rows, 'rows')} ({self.share:.1%})"
 
 
 def missing_codes(

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import StoreError
-from dermstack.listing import first_of
+from dermstack.listing import counted, first_of
 from stack.experiment import Experiment
 from stack.json_files import read_json, verify_digest, with_digest, write_json
 from stack.metrics.by_source import OverSources, too_few
@@ -232,14 +232,14 @@ def source_sentences(found: LeaveSourceOut, *, advice: bool = True) -> list[str]
         said.append(f"Too few groups for an AUC of their own: {first_of(few)}.")
     if found.joined:
         said.append(
-            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source, so these are "
-            f"held out together: {first_of(found.joined, separator='; ')}."
+            f"Sources that share {counted(found.shared_groups, 'groups')} (patients or lesions) are held out together: "
+            f"{first_of(found.joined, separator='; ')}."
         )
     if found.left_out:
         said.append(
-            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source: their "
-            f"{found.left_out:,} images outside their main source are neither trained on nor scored where sources are "
-            "held out."
+            f"Sources share {counted(found.shared_groups, 'groups')} (patients or lesions): "
+            f"{counted(found.left_out, 'images')} outside the main source of a group are neither trained on nor scored "
+            "where sources are held out."
         )
     if found.external and best.held_out != SEEN:
         said.append(

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import DataError
+from dermstack.listing import counted
 from stack.data_config import PredictPer
 from stack.keys import MISSING_KEYS, unified_keys
 from stack.table_checks import listed, nearest, rows_text
@@ -102,9 +103,9 @@ def check_units(
         check_whole(of_test, test["group"].to_numpy(object), columns, group_column, "test images")
     if per.target == "same" and (mixed := mixed_units(of_train, train["target"])):
         raise DataError(
-            f"predict_per.target is `same`, but {len(mixed):,} units have images of both targets "
-            f"({listed(pd.Series(mixed))}): correct the targets, or set predict_per.target to `any`, with which a unit "
-            "is positive if one of its images is"
+            f"predict_per.target is `same`, but {counted(len(mixed), 'units', 'have')} images of both "
+            f"targets ({listed(pd.Series(mixed))}): correct the targets, or set predict_per.target to `any`, with "
+            "which a unit is positive if one of its images is"
         )
 
 

@@ -171,7 +171,7 @@ def test_infinite_and_too_large_numbers_are_missing_values_and_named(tmp_path: P
     assert "train.csv: infinite cells" in of_train
     assert "column 'diameter' in 3 rows (i0, i1, i2)" in of_train
     assert "test.csv: infinite cells" in of_test
-    assert "1 rows (t0)" in of_test
+    assert "1 row (t0)" in of_test
     notes: list[str] = []
     frame, _ = read_new_frame(tmp_path / "test.csv", COLUMNS, ColumnRules(), table.columns, notes=notes)
     assert frame["diameter"].isna().sum() == 1
@@ -181,14 +181,14 @@ def test_infinite_and_too_large_numbers_are_missing_values_and_named(tmp_path: P
     columns = {"id": "id", "target": "y"}
     frame = read_external_frame(tmp_path / "other.csv", columns, ColumnRules(), table.columns, ["diameter"], notes)
     assert frame["diameter"].isna().tolist() == [True, False]
-    assert "column 'diameter' in 1 rows (a)" in notes[0]
+    assert "column 'diameter' in 1 row (a)" in notes[0]
 
 
 def test_infinite_cells_that_only_an_expression_reads_are_missing_values(tmp_path: Path) -> None:
     train = _frame(diameter=["inf", *["1.5"] * (N - 1)])
     table = _read(tmp_path, train, derived={"twice": "2 * diameter"})
     assert table.train["twice"].isna().sum() == 1
-    assert "column 'diameter' in 1 rows (i0)" in table.notes[0]
+    assert "column 'diameter' in 1 row (i0)" in table.notes[0]
 
 
 def test_a_column_in_which_inf_is_the_only_word_has_no_numbers(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_patient_number_used_twice_is_two_patients(tmp_path: Path, primary: Ta
     rows = read(tmp_path, primary)
     assert set(rows.frame["group"]).isdisjoint(primary.train["group"])
     assert rows.shared == 1
-    assert "1 rows have a group with the name" in str(rows.warnings()), "they may be one patient after all"
+    assert "1 row has a group with the name" in str(rows.warnings()), "they may be one patient after all"
     assert read(tmp_path, primary, patient=["p7", "", "-1"]).warnings() == []
 
 

@@ -63,14 +63,16 @@ def test_progress_counts_the_files_that_are_read(tmp_path: Path) -> None:
     assert len(read_dicom_metadata(tmp_path, progress=seen.append)) == len(dicom_files(tmp_path)) == sum(seen) == 4
 
 
-def test_no_other_field_of_a_patient_gets_out(tmp_path: Path) -> None:
+def test_no_other_field_of_a_patient_gets_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     secrets = {
         "PatientName": "SECRET^NAME", "PatientBirthDate": "19570411", "PatientAddress": "SECRET STREET 5",
         "PatientTelephoneNumbers": "0555-SECRET", "OtherPatientIDs": "SECRET-ID", "PatientComments": "SECRET REMARK",
         "InstitutionName": "SECRET CLINIC", "ReferringPhysicianName": "SECRET^DOCTOR",
     }  # fmt: skip
     write_dicom(tmp_path / "ISIC_1.dcm", PatientID="IP_1", **secrets)
-    assert run_cli("import-dicom", str(tmp_path), str(tmp_path / "out.csv"), "-q") == 0
+    assert run_cli("import-dicom", str(tmp_path), str(tmp_path / "out.csv")) == 0
+    command = f"dermstack init {tmp_path / 'out.csv'} --images {tmp_path}"
+    assert f"next: add a column with the target of each image, then {command}" in capsys.readouterr().out
     written = (tmp_path / "out.csv").read_text()
     assert "IP_1" in written
     assert "SECRET" not in written
@@ -86,7 +88,7 @@ def test_files_that_cannot_be_read_are_told_together(tmp_path: Path) -> None:
     write_dicom(tmp_path / "again" / "ISIC_1.dcm", PatientID="IP_1")
     for name in ("ISIC_2", "ISIC_3"):
         (tmp_path / f"{name}.dcm").unlink()
-    with pytest.raises(DataError, match="1 rows repeat an id, first: ISIC_1"):
+    with pytest.raises(DataError, match="1 row repeats an id, first: ISIC_1"):
         read_dicom_metadata(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         read_dicom_metadata(tmp_path / "nowhere")

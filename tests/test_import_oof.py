@@ -143,15 +143,15 @@ def test_strange_and_doubled_ids_are_named(experiment: Experiment, files: Files)
     assert "first '0000.jpg': '0000.jpg' seems to be '0000' of" in import_error(experiment, (named[0], test))
     assert "ids are not test rows: '" in (said := import_error(experiment, (oof, named[1])))
     assert "of the test rows: write the ids in both files in the same way" in said
-    assert "1 rows repeat an id, first '0004'" in import_error(experiment, (pd.concat([oof, oof.iloc[[4]]]), test))
-    assert "1 rows of net 1 repeat an id" in import_error(
+    assert "1 row repeats an id, first '0004'" in import_error(experiment, (pd.concat([oof, oof.iloc[[4]]]), test))
+    assert "1 row repeats an id of net 1" in import_error(
         experiment, (oof, pd.concat([test, test[test["fold"] == 1].iloc[[0]]]))
     )
     assert "1 test rows have no prediction of net 0, 0 ids are not test rows" in import_error(
         experiment, (oof, test.iloc[1:])
     )
     instead = test.replace({"isic": {test["isic"].iloc[0]: test["isic"].iloc[1]}})  # as many rows as there must be
-    assert "1 rows of net 0 repeat an id" in import_error(experiment, (oof, instead))
+    assert "1 row repeats an id of net 0" in import_error(experiment, (oof, instead))
     assert "1 test rows have no prediction of net 0, 1 ids are not test rows" in import_error(
         experiment, (oof, test.replace({"isic": {test["isic"].iloc[0]: "stranger"}}))
     )

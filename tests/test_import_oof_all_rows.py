@@ -95,7 +95,9 @@ def test_rows_and_nets_must_be_those_of_the_out_of_fold_file(experiment: Experim
     made = every_net(files[0])
     assert "1 out-of-fold rows have no prediction of net" in import_error_with(experiment, files, made.iloc[1:])
     doubled = pd.concat([made, made.iloc[:1]])
-    assert "repeat an id: give one row for each id and net" in import_error_with(experiment, files, doubled)
+    assert "1 row repeats an id of net 1: give one row for each id and net" in import_error_with(
+        experiment, files, doubled
+    )
     stranger = pd.concat([made, made.iloc[:1].assign(isic="stranger")])
     assert "1 ids are not out-of-fold rows" in import_error_with(experiment, files, stranger)
     assert "no row is of net 2" in import_error_with(experiment, files, made[made["fold"] != 2])

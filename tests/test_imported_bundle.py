@@ -179,14 +179,14 @@ def test_rows_are_joined_by_id_whatever_their_order_and_further_ones_are_named(
     pd.concat([extra, moved]).to_csv(tmp_path / "net.csv", index=False)
     pd.read_csv(table, dtype="str").iloc[::-1].to_csv(tmp_path / "t.csv", index=False)
     rows = read_new_rows(bundle, None, tmp_path / "t.csv", predictions={**files, "net": tmp_path / "net.csv"})
-    assert "1 ids are not among the rows to predict" in " ".join(rows.notes)
+    assert "1 id is not among the rows to predict" in " ".join(rows.notes)
     again = predict_rows(bundle, rows, tmp_path / "b").set_index("id").loc[whole["id"]].reset_index()
     pd.testing.assert_frame_equal(again, whole)
 
 
 FAULTS: list[tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = [
     (lambda t: t[t["isic"] != t["isic"].iloc[0]], "no prediction of net c of net for 'T"),
-    (lambda t: pd.concat([t, t.iloc[:1]]), "repeat an id"),
+    (lambda t: pd.concat([t, t.iloc[:1]]), "repeats an id"),
     (lambda t: t.assign(fold=t["fold"].replace("a", "z")), "no net 'z' in training: its nets are a, b, c"),
     (lambda t: t[t["fold"] != "b"], "no row is of net b"),
     (lambda t: t.rename(columns={"p": "risk"}), "no column 'p', which held the predictions of net"),

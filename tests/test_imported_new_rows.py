@@ -96,7 +96,7 @@ def test_nets_of_other_folds_are_averaged_only_if_each_row_has_all(tmp_path: Pat
     for wrong, says in (
         (nets[nets["fold"] < 2], "predictions of 2 nets of net, which had 3 in training"),
         (pd.concat([nets, nets[:2]]), "2 rows repeat an id of the same net, first '1'"),
-        (nets[1:], "1 ids do not have the predictions of all 3 nets of net, first '1'"),
+        (nets[1:], "1 id lacks a prediction of some of the 3 nets of net, first '1'"),
     ):
         wrong.to_csv(path, index=False)
         with pytest.raises(DataError, match=says):

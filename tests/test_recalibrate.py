@@ -104,7 +104,7 @@ def estimated(monkeypatch: pytest.MonkeyPatch, p: np.ndarray, prevalence: float 
     y = np.arange(200) % 5 == 0
     promise = SimpleNamespace(measures=measure(y, np.where(y, 0.3, 0.18), np.full(200, 0.2), np.arange(200), draws=20))
     monkeypatch.setattr("dermstack.serve.recalibrate.read_promise", lambda bundle: promise)
-    bundle = Bundle(Path("none"), {"training": {"rows": 1000, "positives": 200}})
+    bundle = Bundle(Path("none"), {"image_runs": ["net"], "training": {"rows": 1000, "positives": 200}})
     return recalibrate_by_prevalence(bundle, prevalence, rows, Path("none"), out, PredictOptions())
 
 
@@ -245,7 +245,7 @@ def test_columns_that_the_images_lack_are_named_with_labels_and_without(
     monkeypatch.setattr(f"{here}.lacking_columns", lambda bundle, frame, missing: (["age"], None))
     monkeypatch.setattr(f"{here}._predicted", lambda *_, **__: (pd.DataFrame({"p_calibrated": [0.1, 0.2]}), None))
     monkeypatch.setattr(f"{here}.recalibrate_by_prevalence", lambda *_, **__: Recalibrated(None))
-    bundle, rows = Bundle(Path("none"), {}), NewRows(pd.DataFrame(), [], ("age",))
+    bundle, rows = Bundle(Path("none"), {"image_runs": ["net"]}), NewRows(pd.DataFrame(), [], ("age",))
     for command in (
         lambda: show_numbers_alone(bundle, rows, Out(), PredictOptions()),
         lambda: recalibrate_to_bundle(bundle, Path("none.zip"), Out(), rows=rows, options=PredictOptions()),

@@ -76,8 +76,8 @@ def test_pairs_of_duplicates_merge_groups_whatever_the_type_of_the_ids(kind: typ
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"id": ["x", *IDS[1:-1], "x"]}, "1 rows repeat an id, first 'x'"),
-        ({"id": [None, *IDS[1:]]}, "1 rows have no id"),
+        ({"id": ["x", *IDS[1:-1], "x"]}, "1 row repeats an id, first 'x'"),
+        ({"id": [None, *IDS[1:]]}, "1 row has no id"),
         ({"group": [None, *GROUP.astype(str)[1:]]}, "1 rows have no group"),
         ({"target": Y.to_numpy() + 1}, "20 targets are not 0 or 1, first 2"),
         ({"target": Y.astype(str).to_numpy()}, "60 targets are not 0 or 1, first '0'"),

@@ -205,12 +205,12 @@ def test_words_that_training_did_not_have_are_named_and_other_spellings_of_its_w
     plain = read_new_rows(bundle, small_data / "images", small_data / "test.csv").frame.iloc[:4]
     assert new.frame["site"].tolist() == plain["site"].tolist()
     (note,) = unknown_words(bundle, new.frame)
-    assert "sex has values that do not occur in training: 'm' in 1 rows, 'f' in 1 rows." in note
+    assert "sex has values that do not occur in training: 'm' in 1 row, 'f' in 1 row." in note
     assert "other words for 'female', 'male', use these words" in note
     assert unknown_words(bundle, plain) == []
     command = ["predict", "--bundle", str(bundled_experiment / "bundle.zip"), "--images", str(small_data / "images")]
     assert run_cli(*command, "--metadata", str(tmp_path / "new.csv"), "--out", str(tmp_path / "p.csv")) == 0
-    assert "'m' in 1 rows, 'f' in 1 rows" in " ".join(capsys.readouterr().out.split())
+    assert "'m' in 1 row, 'f' in 1 row" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_empty_column_and_one_of_words_that_training_lacks_cost_what_a_missing_column_costs(

@@ -185,6 +185,26 @@ def test_evaluate_finds_the_auc_of_the_predictions_and_recalibrate_keeps_their_o
     assert run_cli("recalibrate", "--bundle", bundle, "--metadata", str(made.folder / "test.csv"), "-q") == 0
 
 
+def test_commands_do_not_speak_of_images_where_there_are_none(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, metadata = str(made.folder / "t.zip"), str(made.folder / "test.csv")
+    labels = pd.read_csv(made.folder / "labelled.csv")
+    labels.drop(columns=["patient", "age"]).to_csv(tmp_path / "labelled.csv", index=False)
+    of_labels = ("--labels", str(tmp_path / "labelled.csv"))
+    for command, *options in (
+        ("predict", "--metadata", metadata, "--out", str(tmp_path / "p.csv")),
+        ("evaluate", *of_labels, "--out", str(tmp_path / "e")),
+        ("recalibrate", "--metadata", metadata),
+        ("recalibrate", *of_labels, "--out", str(tmp_path / "labels.zip")),
+        ("recalibrate", "--metadata", metadata, "--prevalence", "0.6", "--out", str(tmp_path / "prevalence.zip")),
+    ):
+        run_cli(command, "--bundle", bundle, *options)
+        printed = "".join(capsys.readouterr())
+        assert "row" in printed, command
+        assert "image" not in printed, command
+
+
 def test_the_app_predicts_a_row_of_values_as_predict_does(made: Made, tmp_path: Path) -> None:
     ensemble = Ensemble(made.bundle)
     reading = read_row(ensemble, age=50, sex="male", values={"width": "9"})

@@ -123,7 +123,7 @@ def test_images_of_both_targets_are_refused_where_they_must_agree(tmp_path: Path
     train.loc[several, "cancer"] = str(1 - int(train.loc[several, "cancer"]))
     train.to_csv(tmp_path / "train.csv", index=False)
     unit = units_of(train)[several]
-    with pytest.raises(DataError, match=rf"1 units have images of both targets \('{unit}'\)"):
+    with pytest.raises(DataError, match=rf"1 unit has images of both targets \('{unit}'\)"):
         opened_experiment(path)
 
 

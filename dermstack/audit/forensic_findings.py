@@ -10,6 +10,7 @@ from scipy.special import expit
 
 from dermstack.audit.finding import Finding, Severity
 from dermstack.errors import DataError
+from dermstack.listing import counted
 from stack.blend.copies import copies_text
 from stack.forensics.claim import BlendClaim
 from stack.forensics.files import ReadRun
@@ -129,7 +130,7 @@ def _unrelated(run: ReadRun, rows: LabelRows) -> list[Finding]:
 def fold_findings(run: ReadRun, origin: str, *, torn: int, other: str) -> list[Finding]:
     """Returns what is wrong with the folds of a run, or that they are not known; ``other`` are those of most files."""
     if torn:
-        evidence = f"{torn:,} groups have rows in several of its {len(run.folds)} folds"
+        evidence = f"{counted(torn, 'groups', 'have')} rows in several of its {len(run.folds)} folds"
         remedy = (
             "make the predictions again with folds by group: these nets were trained on other rows of the groups that "
             "they predict"

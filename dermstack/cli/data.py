@@ -155,6 +155,7 @@ def import_dicom(
     out.say(
         f"{write_metadata(frame, csv, replace=replace)}: {counted(len(frame), 'rows')} of {', '.join(frame.columns)}"
     )
+    out.say(f"next: add a column with the target of each image, then {_init_command(csv, folder)}")
 
 
 @commands.command()
@@ -187,6 +188,13 @@ def import_tfrecord(
     )
     if unused:
         out.warn(f"features without a column: {', '.join(unused)}: name them in data.tfrecord.features of a config")
+    add = "" if "target" in frame else "add a column with the target of each image, then "
+    out.say(f"next: {add}{_init_command(csv, place)}")
+
+
+def _init_command(csv: Path, images: Path) -> str:
+    """Returns the command that drafts a config for the rows of a csv and their images."""
+    return f"dermstack init {shlex.quote(str(csv))} --images {shlex.quote(str(images))}"
 
 
 @commands.command()

@@ -343,18 +343,18 @@ def cut_columns(
 
 def _notes(bundle: Bundle, rows: NewRows, labels: pd.Series) -> list[str]:
     """Returns the caveats to show with the results."""
-    notes = [note] if (note := units_note(bundle, rows)) else []
+    notes, of = [note] if (note := units_note(bundle, rows)) else [], "image" if bundle.takes_images else "row"
     if "group" in rows.missing:
         notes.append(
-            "The groups of these images are not known, so each image counts as its own patient: if patients have "
-            "several images, the intervals are too narrow."
+            f"The groups of these {of}s are not known, so each {of} counts as its own patient: if patients have "
+            f"several {of}s, the intervals are too narrow."
         )
     if local := local_note(bundle):
         notes.append(f"{local[0].upper()}{local[1:]}.")
     if is_fitted_on(bundle, _with_ids_of(rows, labels, "labels", "the rows")):
         notes.append(
             "The bundle was recalibrated with these very labels, so calibration, log loss and expected positives are "
-            "optimistic here: evaluate it on other images."
+            f"optimistic here: evaluate it on other {of}s."
         )
     notes += [f"{note[0].upper()}{note[1:]}" for note in table_notes(bundle, rows)]
     return notes + ([bundle.selection_note] if bundle.selection_note else [])

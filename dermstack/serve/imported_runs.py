@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import BundleError, ConfigError, DataError
+from dermstack.listing import counted
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.manifest import ImportedRun
 from stack.array_ids import is_array, is_ids_file
@@ -167,7 +168,7 @@ def _read_run(
         own = pd.Series(logit.index, dtype="str")
         found[net] = logit.to_numpy()[_places(run, path, net, own, ids, columns)]
     if extra := max(map(len, by_net.values())) - len(ids):
-        notes.append(f"{path}: {extra:,} ids are not among the rows to predict and are not used")
+        notes.append(f"{path}: {counted(extra, 'ids', 'are')} not among the rows to predict and not used")
     return found, notes
 
 
@@ -256,14 +257,14 @@ def _check_foreign(run: ImportedRun, path: Path, frame: pd.DataFrame) -> None:
         )
     if len(doubled := frame["id"][frame.duplicated(["id", "fold"])]):
         raise DataError(
-            f"{path}: {len(doubled):,} rows repeat an id of the same net, first {doubled.iloc[0]!r}: give one row for "
-            "each id and net"
+            f"{path}: {counted(len(doubled), 'rows', 'repeat')} an id of the same net, first {doubled.iloc[0]!r}: give "
+            "one row for each id and net"
         )
     rows = frame["id"].value_counts()
     if len(fewer := rows.index[rows != nets]):
         raise DataError(
-            f"{path}: {len(fewer):,} ids do not have the predictions of all {nets} nets of {run.name}, first "
-            f"{fewer[0]!r}: add them"
+            f"{path}: {counted(len(fewer), 'ids', 'lack')} a prediction of some of the {nets} nets of {run.name}, "
+            f"first {fewer[0]!r}: add them"
         )
 
 
@@ -274,7 +275,8 @@ def _places(
     of_net = "" if net == AVERAGED else f" of net {next(label for label, fold in run.nets.items() if fold == net)}"
     if (doubled := own[own.duplicated()]).size:
         raise DataError(
-            f"{path}: {len(doubled):,} rows{of_net} repeat an id, first {doubled.iloc[0]!r}: give one row for each id"
+            f"{path}: {counted(len(doubled), 'rows', 'repeat')} an id{of_net}, "
+            f"first {doubled.iloc[0]!r}: give one row for each id"
             + ("" if of_net or run.averaged else f", or name the net of each row in a column {columns.fold!r}")
         )
     places = positions_of(ids, own)

@@ -40,10 +40,10 @@ def local_note(bundle: Bundle) -> str | None:
     if entry["kind"] == PREVALENCE:
         return (
             f"risks are recalibrated for a prevalence of {entry['prevalence']:.3g} without labels ({line}): they hold "
-            "if images of each class look as in training"
+            f"if {bundle.unit}s of each class look as in training"
         )
     return (
-        f"risks are recalibrated with {entry['rows']:,} labelled images of {entry['groups']:,} groups, "
+        f"risks are recalibrated with {entry['rows']:,} labelled {bundle.unit}s of {entry['groups']:,} groups, "
         f"{entry['positives']:,} positive ({line}): they hold for patients like these"
     )
 

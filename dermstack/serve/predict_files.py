@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dermstack.errors import ConfigError
+from dermstack.listing import counted
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.imported_runs import Given
 from dermstack.serve.local_map import local_note
@@ -146,7 +147,9 @@ def warn_of_fallback(bundle: Bundle, made: pd.DataFrame, out: Out) -> None:
         ids = made.loc[made["basis"] == basis, "id"]
         if len(ids):
             more = f", … {len(ids):,} in all" if len(ids) > _MAX_LISTED else ""
-            out.warn(f"{len(ids):,} images cannot be read, predicted {what}: {', '.join(ids[:_MAX_LISTED])}{more}")
+            out.warn(
+                f"{counted(len(ids), 'images')} cannot be read, predicted {what}: {', '.join(ids[:_MAX_LISTED])}{more}"
+            )
     out.warn(f"the training estimate does not apply to these rows; their fallback is {quality} (column basis)")
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from dermstack.errors import BundleError, ConfigError, DataError
+from dermstack.listing import counted
 from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
 from dermstack.serve.ensemble import read_calibrator
 from dermstack.serve.evaluate import rows_and_targets, targets_of
@@ -121,11 +122,11 @@ def recalibrate_to_bundle(
         found = recalibrate_by_labels(bundle, rows, labels, work, out, options)
     else:
         found = recalibrate_by_prevalence(bundle, prevalence, rows, work, out, options)
-    show_recalibrated(found, out)
+    show_recalibrated(found, out, bundle.unit)
     if found.entry is None:
         out.say(
-            "no new bundle: these images do not show that the risks are wrong for them; use the bundle as it is, or "
-            "label more images"
+            f"no new bundle: these {bundle.unit}s do not show that the risks are wrong for them; use the bundle as it "
+            f"is, or label more {bundle.unit}s"
         )
     else:
         made = write_recalibrated(bundle, found, target)
@@ -146,8 +147,11 @@ def show_numbers_alone(bundle: Bundle, rows: NewRows, out: Out, options: Predict
     with TemporaryDirectory(prefix="dermstack-recalibrate-") as work:
         made, _ = _predicted(bundle, rows, Path(work), out, options)
     needed = labels_needed(made["p_calibrated"])
-    show_needed(needed, out)
-    out.say("several images of a patient count for less than as many patients: label images of many patients")
+    show_needed(needed, out, bundle.unit)
+    out.say(
+        f"several {bundle.unit}s of a patient count for less than as many patients: label {bundle.unit}s of many "
+        "patients"
+    )
     return needed
 
 
@@ -166,8 +170,9 @@ def recalibrate_by_labels(
     test = closed_test(targets, p, group)
     if test.reverses:
         raise DataError(
-            f"higher risks have fewer positives among these {len(p):,} images (slope {test.slope:.2f}): check whether "
-            "the labels are inverted or belong to other images; a recalibration would turn the ranking round"
+            f"higher risks have fewer positives among these {len(p):,} {bundle.unit}s (slope {test.slope:.2f}): check "
+            f"whether the labels are inverted or belong to other {bundle.unit}s; a recalibration would turn the "
+            "ranking round"
         )
     held_out, chosen = cross_fitted(targets, p, group)
     performance = _performance(targets, p, held_out, group, chosen)
@@ -201,14 +206,15 @@ def recalibrate_by_prevalence(
         n_rows, groups = len(made), int(frame["group"].nunique())
         estimate = estimate_prevalence(made["p_calibrated"], reference, frame["group"].to_numpy(object))
     if prevalence is None:
-        assert estimate is not None, "the command asks for images"
+        assert estimate is not None, "the command asks for rows"
         shift = estimate
     else:
         shift = given_prevalence(prevalence, reference)
         if estimate and not estimate.interval.low <= prevalence <= estimate.interval.high:
             out.warn(
-                f"the risks of these {n_rows:,} images fit a prevalence of {estimate.interval}, not {prevalence:.3g}: "
-                "images of a class may not look as in training here; a recalibration by labels needs no such assumption"
+                f"the risks of these {n_rows:,} {bundle.unit}s fit a prevalence of {estimate.interval}, not "
+                f"{prevalence:.3g}: {bundle.unit}s of a class may not look as in training here; a recalibration "
+                "by labels needs no such assumption"
             )
     if prevalence is None and not shift.is_shown:
         return Recalibrated(None, shift=shift)
@@ -280,7 +286,10 @@ def _warn_of_table(bundle: Bundle, rows: NewRows, out: Out) -> None:
     for note in table_notes(bundle, rows):
         out.warn(note)
     if unknown := lacking_columns(bundle, rows.frame, rows.missing)[0]:
-        out.warn(f"no {' and no '.join(unknown)}: what is found here holds only for images that lack this, as these do")
+        out.warn(
+            f"no {' and no '.join(unknown)}: what is found here holds only for {bundle.unit}s that lack this, as these "
+            "do"
+        )
 
 
 def _predicted(
@@ -295,7 +304,7 @@ def _predicted(
     every = rows_to_predict(rows)
     frame = every[every["id"].isin(made["id"])].reset_index(drop=True)
     if unread:
-        out.warn(f"{unread:,} unreadable images are left out of the recalibration")
+        out.warn(f"{counted(unread, 'unreadable images', 'are')} left out of the recalibration")
     assert made["id"].tolist() == frame["id"].tolist()
     return made, frame
 
@@ -353,22 +362,24 @@ def _content(bundle: Bundle) -> dict[str, Any]:
     return {key: value for key, value in bundle.manifest.items() if key not in ("format", "files", "review")}
 
 
-def show_needed(needed: tuple[LabelsNeeded, ...] | list[LabelsNeeded], out: Out) -> None:
-    """Prints how many labels are needed for what."""
+def show_needed(needed: tuple[LabelsNeeded, ...] | list[LabelsNeeded], out: Out, unit: str) -> None:
+    """Prints how many labels of images, units or rows, as ``unit`` says, are needed for what."""
     table = pd.DataFrame([[of.purpose, of.images, of.positives] for of in needed])
     out.table(
-        table.set_axis(["purpose", "labelled images", "of them positive"], axis=1),
-        "Labels needed, if images are like these and their risks about right",
+        table.set_axis(["purpose", f"labelled {unit}s", "of them positive"], axis=1),
+        f"Labels needed, if {unit}s are like these and their risks about right",
     )
 
 
-def show_recalibrated(found: Recalibrated, out: Out) -> None:
-    """Prints the test, the update and what it changes."""
+def show_recalibrated(found: Recalibrated, out: Out, unit: str) -> None:
+    """Prints the test, the update and what it changes; ``unit`` is what a prediction is of: an image, unit or row."""
     if found.shift is not None:
         of = found.shift
         how = "given" if of.se_logit == 0 else "estimated without labels"
         out.say(f"prevalence {of.interval} ({how}); the risks were made for {of.reference:.3f}")
-        out.say("assumption: images of each class look as in training, only their shares differ; no label checks this")
+        out.say(
+            f"assumption: {unit}s of each class look as in training, only their shares differ; no label checks this"
+        )
     if (test := found.test) is not None:
         out.say(
             f"closed test: level and slope differ from those of the bundle with p = {test.p_any:.2g}"
@@ -383,7 +394,7 @@ def show_recalibrated(found: Recalibrated, out: Out) -> None:
             pd.DataFrame([[name, str(old), str(new)] for name, (old, new) in zip(names, pairs, strict=True)]).set_axis(
                 ["", "before", "after"], axis=1
             ),
-            f"On these images, after: recalibrated without their part of the groups ({of_rows.parts} parts; chosen "
+            f"On these {unit}s, after: recalibrated without their part of the groups ({of_rows.parts} parts; chosen "
             f"{', '.join(f'{kind} in {n}' for kind, n in of_rows.chosen.items())}); log loss changes by "
             f"{of_rows.log_loss_change.value:+.4f} [{of_rows.log_loss_change.low:+.4f}, "
             f"{of_rows.log_loss_change.high:+.4f}]",
@@ -391,6 +402,6 @@ def show_recalibrated(found: Recalibrated, out: Out) -> None:
         if of_rows.net_benefit:
             benefit = pd.DataFrame(of_rows.net_benefit)
             scaled = benefit.assign(**{str(name): 1000 * benefit[name] for name in benefit if name != "threshold"})
-            out.table(scaled, "Net benefit per 1,000 images of acting from a risk on, before and after, likewise")
+            out.table(scaled, f"Net benefit per 1,000 {unit}s of acting from a risk on, before and after, likewise")
     if found.needed:
-        show_needed(found.needed, out)
+        show_needed(found.needed, out, unit)

@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
+from dermstack.listing import counted
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.new_rows import NewRows
 from stack.table_checks import listed
@@ -34,8 +35,8 @@ def targets_to_predict(bundle: Bundle, rows: NewRows, labels: pd.Series) -> NDAr
     unit = rows.frame[UNIT].to_numpy(object)
     if per.target == "same" and (mixed := mixed_units(unit, y)):
         raise DataError(
-            f"labels: {len(mixed):,} units have images of both targets ({listed(pd.Series(mixed))}), but in training "
-            f"all images of {bundle.per_text} had one (predict_per.target: same): correct the labels"
+            f"labels: {counted(len(mixed), 'units', 'have')} images of both targets ({listed(pd.Series(mixed))}), but "
+            f"in training all images of {bundle.per_text} had one (predict_per.target: same): correct the labels"
         )
     return pd.Series(y).groupby(unit, sort=False).max().to_numpy(np.int_)
 
@@ -44,7 +45,8 @@ def units_note(bundle: Bundle, rows: NewRows) -> str | None:
     """Returns what a row of the results is, as one sentence; None where it is an image."""
     if bundle.predict_per is None:
         return None
+    units = counted(rows.frame[UNIT].nunique(), "units")
     return (
-        f"There is one prediction for {bundle.per_text}, called a unit: {rows.frame[UNIT].nunique():,} units of "
-        f"{len(rows.frame):,} images, pooled by {bundle.pooling}; a unit is positive if one of its images is."
+        f"There is one prediction for {bundle.per_text}, called a unit: {units} of "
+        f"{counted(len(rows.frame), 'images')}, pooled by {bundle.pooling}; a unit is positive if one of its images is."
     )

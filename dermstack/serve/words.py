@@ -7,6 +7,7 @@ import json
 import pandas as pd
 
 from dermstack.errors import BundleError
+from dermstack.listing import counted
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import CONTENT_ERRORS
 from dermstack.serve.image_runs import net_encoder, short_text
@@ -52,7 +53,7 @@ def unknown_words(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
         counts = values[~values.isin(known)].value_counts()
         if not known or counts.empty:
             continue
-        listed = ", ".join(f"{word!r} in {rows:,} rows" for word, rows in counts.iloc[:_MAX_LISTED].items())
+        listed = ", ".join(f"{word!r} in {counted(rows, 'rows')}" for word, rows in counts.iloc[:_MAX_LISTED].items())
         more = f", … {len(counts)} values in all" if len(counts) > _MAX_LISTED else ""
         notes.append(
             f"{column} has values that do not occur in training: {listed}{more}. They count as no known category; if "

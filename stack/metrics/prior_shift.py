@@ -57,7 +57,7 @@ def estimate_prevalence(p: ArrayLike, reference: float, group: ArrayLike) -> Pre
     codes = pd.factorize(np.asarray(group, dtype=object))[0]
     groups = int(codes.max(initial=-1)) + 1
     if groups < 2:
-        raise DataError(f"rows of {groups} groups: the prevalence needs rows of at least two, give more images")
+        raise DataError(f"rows of {groups} groups: the prevalence needs rows of at least two, give more rows")
     ratio = np.exp(logit(risks) - logit(reference))  # of the densities of positive and negative rows
 
     def slopes(share: float) -> Floats:
@@ -68,8 +68,8 @@ def estimate_prevalence(p: ArrayLike, reference: float, group: ArrayLike) -> Pre
     if slopes(low).sum() <= 0 or slopes(high).sum() >= 0:
         none = "positive" if slopes(low).sum() <= 0 else "negative"
         raise DataError(
-            f"without labels, these {len(risks):,} images fit best to no {none} one at all, which says that the "
-            "assumption does not hold here (images of each class look as in training) or that they are too few: give "
+            f"without labels, these {len(risks):,} rows fit best to no {none} one at all, which says that the "
+            "assumption does not hold here (rows of each class look as in training) or that they are too few: give "
             "the prevalence as a number, or labels"
         )
     for _ in range(_HALVINGS):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from dermstack.errors import StoreError
+from dermstack.listing import counted
 from stack.config import Config
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
@@ -131,7 +132,9 @@ def row_changes(run: Run, experiment: Experiment) -> list[Change]:
         if (before := oof["fold"].nunique()) != experiment.folds.k:
             changes.append(Change("folds.k", str(before), str(experiment.folds.k)))
         elif moved:
-            changes.append(Change("folds", f"{moved:,} rows in other folds", f"seed {experiment.config.folds.seed}"))
+            changes.append(
+                Change("folds", f"{counted(moved, 'rows')} in other folds", f"seed {experiment.config.folds.seed}")
+            )
     return changes or [Change("targets or split groups of the rows", "as the run was made", "changed")]
 
 
@@ -156,7 +159,7 @@ def column_changes(experiment: Experiment) -> list[Change]:
             before, after = joined[f"{name} before"], joined[name]
             differ = int(((before != after) & ~(before.isna() & after.isna())).sum())
             if differ:
-                changes.append(Change(f"column {name}", f"{differ:,} rows with other values", "changed"))
+                changes.append(Change(f"column {name}", f"{counted(differ, 'rows')} with other values", "changed"))
     return changes or unknown
 
 
