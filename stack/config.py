@@ -158,9 +158,10 @@ class Config(Strict):
     # in a .py file beside the config, takes targets and scores and returns a number, higher is better
     objective: str = "auc"
     # threads of each task; a setting, because their number changes the output bytes. More than 1 is many times slower
-    # where other work has the cores, as threads wait actively for each other: set 1, and `n_jobs` to the cores to use
-    threads: int = Field(2, ge=1)
-    n_jobs: int = Field(1, ge=1)  # number of parallel tasks; where there are GPUs, image tasks run one on each GPU
+    # where other work has the cores, as threads wait actively for each other: leave 1, and raise `n_jobs`
+    threads: int = Field(1, ge=1)
+    # number of parallel tasks, at most the cores to use; where there are GPUs, image tasks run one on each GPU
+    n_jobs: int = Field(1, ge=1)
     backend: Literal["processes", "ray"] = "processes"  # where image tasks run
     ray: Ray = Ray()  # settings of `backend: ray`
     workers: int = Field(0, ge=0)  # data loader processes of each image task; 0 is fastest on a CPU
