@@ -28,16 +28,16 @@ from image_models.dataset import CachedImages
 from image_models.net import build_net, read_weights
 from image_models.net_files import net_files
 from image_models.predict import VIEW_COUNTS, predict
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.image_config import ImageModel
 from stack.images import with_images
-from stack.level1 import all_level1_inputs, check_fresh
-from stack.level1_folds import TrainedFold, trained_tasks
-from stack.level1_jobs import is_complete, run_task
+from stack.level1.folds import TrainedFold, trained_tasks
+from stack.level1.image_runs import all_level1_inputs, check_fresh
+from stack.level1.jobs import is_complete, run_task
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import accuracy, average_precision
+from stack.settings.config import read_config
+from stack.settings.image_models import ImageModel
 from stack.store import Run, read_run, read_verified_run
 
 CONFIG = Path(__file__).with_name("ablation.yaml")

@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 
 from image_models.frozen_head import fit_head
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment
 from stack.folds import assign_folds, count_groups, inner_split
 from stack.metrics.scores import auc
+from stack.settings.config import read_config
 from stack.store import read_run
 from tabular.encode import MetadataEncoder
 from tabular.fit_bag import BagSettings, fit_bag

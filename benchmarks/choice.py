@@ -48,7 +48,7 @@ from stack.blend.transformed import TransformedRuns
 from stack.blend.weights import DEFAULT_METHODS, Settings, WeightFits, total_of
 from stack.metrics.intervals import clustered_auc
 from stack.metrics.scores import Floats, auc
-from stack.ranks import Ecdf
+from stack.predictions.ranks import Ecdf
 
 SEARCHED = "hill_climb"  # beside the default methods, which search no weights
 WITH_SEARCH = (*DEFAULT_METHODS, SEARCHED)

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks import siim_oof
 from benchmarks.daily_data import Size, write_experiment
 from benchmarks.daily_measure import Tree
-from stack.config import read_config
+from stack.settings.config import read_config
 from stack.store import read_run
 
 OF_STACK = {

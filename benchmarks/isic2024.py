@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from sklearn.ensemble import ExtraTreesClassifier
 
-from stack.config import Stacker, read_config
 from stack.console import Out
 from stack.experiment import open_experiment
-from stack.features import early_stopping_rows, fold_matrix, view_columns
+from stack.level2.features import early_stopping_rows, fold_matrix, view_columns
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import auc_by_fold
-from stack.predictions import predictions_of, standardised
+from stack.predictions.joined import predictions_of, standardised
+from stack.settings.config import Stacker, read_config
 from stack.store import read_run
 from stack.views import seen_runs
 from tabular.fit_bag import BagSettings, ColumnRoles, fit_bag

@@ -31,7 +31,7 @@ from dermstack.audit.runs import run_findings
 from dermstack.audit.shuffled import shuffled_findings, shuffled_target_aucs
 from dermstack.errors import DermstackError
 from stack.console import Out
-from stack.features import FoldFeatures
+from stack.level2.features import FoldFeatures
 from stack.store import read_runs
 
 QUIET = Out(quiet=True)

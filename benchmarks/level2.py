@@ -18,15 +18,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.features import early_stopping_rows, fold_matrix
 from stack.images import with_acquisition
-from stack.level1 import level1_runs
+from stack.level1.image_runs import level1_runs
+from stack.level2.features import early_stopping_rows, fold_matrix
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import auc
-from stack.predictions import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
+from stack.predictions.joined import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
+from stack.settings.config import read_config
 from tabular.fit_bag import BagSettings, fit_bag
 
 OFF = {

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stack.features import FoldFeatures
-from stack.level2_config import Features
+from stack.level2.features import FoldFeatures
+from stack.settings.level2 import Features
 from tabular.group_features import prediction_aggregates
 from tabular.outliers import GroupOutliers
 from tabular.relative import cross_groups, ratio_to_mean, relative_features

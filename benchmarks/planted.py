@@ -18,12 +18,12 @@ from scipy.special import expit
 
 from dermstack.cli.demo_data import write_demo_data
 from image_models.frozen_head import fit_head
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.features import early_stopping_rows
-from stack.import_oof import ImportOptions, Source, import_source
-from stack.prediction_files import ImportedColumns, Part
+from stack.imported.prediction_files import ImportedColumns, Part
+from stack.imported.run import ImportOptions, Source, import_source
+from stack.level2.features import early_stopping_rows
+from stack.settings.config import read_config
 from stack.store import Run, prediction_frame, write_run
 
 QUIET = Out(quiet=True)

@@ -16,11 +16,11 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from dermstack.audit.labels import doubtful_labels
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
+from stack.settings.config import read_config
 from stack.store import Run, prediction_frame, read_run, write_run
-from stack.table import Table
+from stack.tables.table import Table
 
 NAME = "mobilenetv2_100_frozen"
 

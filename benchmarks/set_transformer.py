@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from stack.blend.nested import blend_nested
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.features import fold_matrix
-from stack.group_models import read_group_net
-from stack.level1 import level1_runs
-from stack.level2 import run_stackers
+from stack.level1.image_runs import level1_runs
+from stack.level2.features import fold_matrix
+from stack.level2.group_models import read_group_net
+from stack.level2.stackers import run_stackers
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.shuffle import auc_equal_size
-from stack.predictions import Predictions, predictions_of, read_embeddings, standardised, stored_scales
+from stack.predictions.joined import Predictions, predictions_of, read_embeddings, standardised, stored_scales
+from stack.settings.config import read_config
 from stack.store import Run, read_run
 from stack.views import with_all_features
 from tabular.models import read_bag

@@ -13,18 +13,18 @@ import pandas as pd
 
 from dermstack.audit.finding import Finding, read_findings
 from dermstack.errors import ConfigError
-from stack.cells import read_cells
-from stack.config import Config, config_of, read_config
 from stack.console import Out
 from stack.experiment import IN_MEMORY, Experiment, open_experiment, print_overview, write_rows
 from stack.history import append_ledger, run_table
 from stack.images import caches_in_use
-from stack.level1 import level1_locked, level1_runs
+from stack.level1.image_runs import level1_locked, level1_runs
+from stack.level2.probes import stored_probes
 from stack.metrics.intervals import Interval
 from stack.parallel import run_with_threads
-from stack.probes import stored_probes
-from stack.source_estimates import LeaveSourceOut, stored_leave_source_out
+from stack.settings.config import Config, config_of, read_config
+from stack.sources.estimates import LeaveSourceOut, stored_leave_source_out
 from stack.store import Run, locked, read_runs
+from stack.tables.cells import read_cells
 from stack.up_to_date import (
     REPORT_FILES,
     TRACKING,
@@ -162,8 +162,8 @@ def run_oof(
     """
     from dermstack.tracking import check_tracking, track
     from stack.images import caches_in_use, with_images, write_acquisition
-    from stack.level1 import check_image_models, run_image_models
-    from stack.source_training import plan_retraining, rebuilt_here
+    from stack.level1.image_runs import check_image_models, run_image_models
+    from stack.sources.training import plan_retraining, rebuilt_here
     from stack.submission import check_sample
 
     out = out or Out(quiet=True)
@@ -216,10 +216,10 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
     from dermstack.audit.run import audit_for_stack, audit_sources
     from dermstack.tracking import track
     from stack.fallback import run_fallback
-    from stack.leave_source_out import run_leave_source_out
-    from stack.level2 import run_stackers
-    from stack.predictions import fit_alignments
-    from stack.source_training import runs_by_source
+    from stack.level2.stackers import run_stackers
+    from stack.predictions.joined import fit_alignments
+    from stack.sources.leave_source_out import run_leave_source_out
+    from stack.sources.training import runs_by_source
     from stack.submission import check_sample, run_blend
     from stack.tuned import check_tuned_before_level2
     from stack.views import check_names_of_runs

@@ -22,15 +22,15 @@ import numpy as np
 
 from dermstack.errors import ConfigError, DermstackError, StoreError
 from dermstack.masking import MASK, mask_secrets
-from stack.config import Config, Mlflow, Wandb, without_login
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import run_table
 from stack.ledger import flat_settings, ledger_settings
+from stack.level1.training_curves import training_curves
 from stack.metrics.own_metric import own_label
 from stack.run_settings import by_name
+from stack.settings.config import Config, Mlflow, Wandb, without_login
 from stack.store import Run, fingerprint, read_json, write_json
-from stack.training_curves import training_curves
 
 CLIENTS = {"mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb"}  # key under `tracking`, and its module
 TRACKED_FILE = "tracked.json"  # what was logged where, so that a command with nothing to do logs nothing

@@ -29,4 +29,4 @@ def early_workers(n_jobs: int) -> Iterator[None]:
 
 def _import_for_stack() -> None:
     import dermstack.audit.run  # noqa: F401
-    import stack.level2  # noqa: F401
+    import stack.level2.stackers  # noqa: F401

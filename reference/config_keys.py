@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 
 from image_models.settings import Training
 from reference.sentences import sentences
-from stack.config import Config
-from stack.image_config import NAME_PATTERN, ImageModel
+from stack.settings.config import Config
+from stack.settings.image_models import NAME_PATTERN, ImageModel
 
 _WORDS = {"boolean": "true / false", "integer": "whole number", "number": "number", "string": "text"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

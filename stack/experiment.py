@@ -16,15 +16,10 @@ from numpy.typing import NDArray
 
 from dermstack.errors import StoreError
 from dermstack.masking import mask_secrets
-from stack.columns import described_choices, number_warnings
-from stack.config import Config
 from stack.console import Out
-from stack.external import listed_copies, read_external_tables
 from stack.folds import NO_SHARES, Folds, make_folds, read_duplicate_pairs, read_folds
-from stack.keys import contained, similar_keys
 from stack.metrics.shuffle import shuffle_targets
-from stack.missing_codes import missing_code_warnings
-from stack.python_features import with_python_features
+from stack.settings.config import Config
 from stack.source_folds import folds_of_config, read_sources
 from stack.store import (
     Run,
@@ -39,9 +34,14 @@ from stack.store import (
     write_frame,
     write_json,
 )
-from stack.table import Table, read_table
-from stack.units import check_units
-from stack.unlabelled import no_unlabelled, read_unlabelled_tables
+from stack.tables.columns import described_choices, number_warnings
+from stack.tables.external import listed_copies, read_external_tables
+from stack.tables.keys import contained, similar_keys
+from stack.tables.missing_codes import missing_code_warnings
+from stack.tables.python_features import with_python_features
+from stack.tables.table import Table, read_table
+from stack.tables.units import check_units
+from stack.tables.unlabelled import no_unlabelled, read_unlabelled_tables
 
 IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]

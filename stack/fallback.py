@@ -28,14 +28,14 @@ from stack.blend.calibration import (
     score_at,
 )
 from stack.blend.fold_average import calibrate_average
-from stack.columns import TableColumns
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import CATEGORICAL, NUMERIC, FoldFeatures, early_stopping_rows
-from stack.level2_config import Features
+from stack.level2.features import CATEGORICAL, NUMERIC, FoldFeatures, early_stopping_rows
+from stack.level2.stored_features import FEATURES_FILE, write_fold
 from stack.metrics.intervals import Interval, interval
 from stack.metrics.scores import objective_label
 from stack.parallel import run_with_threads
+from stack.settings.level2 import Features
 from stack.store import (
     Run,
     atomic,
@@ -47,7 +47,7 @@ from stack.store import (
     set_aside,
     write_run,
 )
-from stack.stored_features import FEATURES_FILE, write_fold
+from stack.tables.columns import TableColumns
 from tabular.fit_bag import BagSettings, fit_bag
 from tabular.gbdt_params import FIT_VERSION
 from tabular.models import Bag, bag_from_contents

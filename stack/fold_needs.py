@@ -9,12 +9,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError, DataError
-from stack.config import BlendMethod
 from stack.console import Out
-from stack.data_config import Pooling
 from stack.experiment import Experiment
 from stack.folds import assign_balanced_folds, count_groups
-from stack.image_config import ImageModel
+from stack.settings.config import BlendMethod
+from stack.settings.data import Pooling
+from stack.settings.image_models import ImageModel
 from stack.tuned import enabled_models
 
 NEEDED = 2  # groups of each class in the training rows of a fold: one to learn from and one for early stopping

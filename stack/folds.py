@@ -16,10 +16,10 @@ from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import ConfigError, DataError
 from dermstack.listing import counted
-from stack.cells import as_cells, as_text, read_columns
-from stack.keys import check_exact, fold_labels, is_missing_fold, keys_as_in, unified_keys
 from stack.metrics.row_values import checked_seed
 from stack.metrics.scores import check_same_order
+from stack.tables.cells import as_cells, as_text, read_columns
+from stack.tables.keys import check_exact, fold_labels, is_missing_fold, keys_as_in, unified_keys
 
 Stratum = Literal["group_size", "age"]
 

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from dermstack.errors import DataError, StoreError
 from dermstack.listing import counted, first_of
 from image_models.locks import unused
-from stack.config import Config
 from stack.experiment import BY_SOURCE, Experiment
 from stack.images import cache_users_folder
 from stack.ledger import append_line, read_lines
-from stack.level2_matrices import MATRICES_FOLDER
+from stack.level2.matrices import MATRICES_FOLDER
 from stack.metrics.decision_metrics import decision_metric
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
 from stack.metrics.own_metric import is_import_path, own_label, own_metric
 from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
 from stack.metrics.shuffle import auc_equal_size
+from stack.settings.config import Config
 from stack.source_experiment import trains_again
 from stack.store import Run, locked, read_frame, read_run
 from stack.submission import FITS_FOLDER

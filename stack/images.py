@@ -17,14 +17,14 @@ from scipy.sparse.csgraph import connected_components
 from dermstack.errors import DataError
 from dermstack.listing import counted, first_of
 from image_models.locks import in_use
-from stack.config import Config
 from stack.console import Out
-from stack.data_config import Data, External, TFRecords, Unlabelled
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
-from stack.external import duplicates_of_primary
-from stack.keys import contained
+from stack.settings.config import Config
+from stack.settings.data import Data, External, TFRecords, Unlabelled
 from stack.store import frame_fingerprint, read_frame, write_frame
-from stack.table import ACQUISITION
+from stack.tables.external import duplicates_of_primary
+from stack.tables.keys import contained
+from stack.tables.table import ACQUISITION
 from stack.tuned import enabled_models
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from stack.metrics.intervals import Interval, bootstrap_scores, percentile_inter
 from stack.metrics.own_metric import is_import_path, is_own_metric, own_label, own_metric
 from stack.metrics.scores import Floats, objective_label, score
 from stack.run_settings import differing_settings, settings_of
-from stack.source_estimates import stored_leave_source_out
+from stack.sources.estimates import stored_leave_source_out
 from stack.store import Run, read_run
 
 NESTED, OUT_OF_FOLD = "nested", "out-of-fold"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dermstack.errors import StoreError
-from stack.config import Config
 from stack.json_files import error_with_path
+from stack.settings.config import Config
 
 LEDGER = "ledger.jsonl"
 # Where files lie, how fast it runs and what is told to others: not what the numbers come from.

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from image_models.net_files import ENCODER
 from stack.experiment import Experiment
-from stack.image_config import ImageModel
-from stack.net_columns import further_columns, net_columns
+from stack.settings.image_models import ImageModel
 from stack.store import fingerprint, frame_fingerprint
+from stack.tables.net_columns import further_columns, net_columns
 
 if TYPE_CHECKING:
     from image_models.dataset import ColumnDropout

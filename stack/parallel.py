@@ -19,8 +19,8 @@ import filelock
 
 from dermstack.threads import limit_threads
 from image_models.processes import start_parallel
-from stack.config import Config
 from stack.console import Out
+from stack.settings.config import Config
 
 Result = TypeVar("Result")
 Made = TypeVar("Made")

@@ -14,10 +14,10 @@ import pandas as pd
 from pydantic import BaseModel
 
 from dermstack.masking import mask_secrets
-from stack.config import Config
-from stack.image_config import ImageModel
 from stack.ledger import LEDGER, flat_settings, read_lines
-from stack.level2_config import Stacker
+from stack.settings.config import Config
+from stack.settings.image_models import ImageModel
+from stack.settings.level2 import Stacker
 from stack.store import Run
 
 ABSENT = "–"

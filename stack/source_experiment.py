@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.config import Config, Tuned
 from stack.console import Out
 from stack.experiment import BY_SOURCE, Experiment
 from stack.fold_needs import check_fold_needs
 from stack.folds import Folds
+from stack.settings.config import Config, Tuned
 from stack.source_folds import folds_by_source, main_sources, source_units, torn_units
 from stack.tuned import enabled_models
 

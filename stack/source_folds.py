@@ -14,9 +14,9 @@ from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import DataError
 from dermstack.listing import first_of
-from stack.config import Folds as FoldSettings
 from stack.folds import Folds, Stratum, assign_balanced_folds, count_groups, read_column_by_id
-from stack.keys import MISSING_KEYS, unified_words
+from stack.settings.config import Folds as FoldSettings
+from stack.tables.keys import MISSING_KEYS, unified_words
 
 NAMES_JOINED = " + "
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from dermstack.listing import first_of
 from image_models.settings import is_own_backbone
-from stack.config import BLEND_VERSION
 from stack.experiment import Experiment
-from stack.image_config import ImageModel
-from stack.level2_config import Stacker, source_names
 from stack.net_metadata import metadata_inputs
+from stack.settings.config import BLEND_VERSION
+from stack.settings.image_models import ImageModel
+from stack.settings.level2 import Stacker, source_names
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
-from stack.table import ACQUISITION
+from stack.tables.table import ACQUISITION
 from stack.views import blended_runs, blends_run, seen_runs
 from tabular.gbdt_params import FIT_VERSION
 

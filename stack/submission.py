@@ -23,24 +23,24 @@ from stack.blend.pooling import blend_pooled, number_of_pooled_fits, pool_all, p
 from stack.blend.state import blender_state
 from stack.blend.stored_fits import remove_fits
 from stack.blend.weights import method_settings
-from stack.config import BLEND_VERSION, Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
 from stack.fold_needs import blend_methods, check_blend_needs, unit_poolings, warn_of_two_folds
-from stack.level2_inputs import scale_inputs
+from stack.level2.inputs import scale_inputs
 from stack.metrics.expected_positives import CalibrationNoise, calibration_noise, expected_positives
 from stack.metrics.intervals import interval
 from stack.metrics.review_band import Band
 from stack.metrics.scores import auc_by_fold
 from stack.parallel import run_with_threads
-from stack.predictions import Predictions, predictions_of
+from stack.predictions.joined import Predictions, predictions_of
 from stack.review import with_decisions, write_review
+from stack.settings.config import BLEND_VERSION, Config
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
 from stack.submission_csv import submission, submission_text
+from stack.tables.units import unit_name
 from stack.tuned import check_tuned_blend, tuned_fingerprint, tuned_weights
 from stack.unit_rows import unit_rows, units_fingerprint, units_record, units_text
-from stack.units import unit_name
 from stack.views import blended_runs, check_blended_runs
 
 FITS_FOLDER = "blend_fits"  # fits of a blend that is being made

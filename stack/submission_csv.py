@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 
 from dermstack.errors import DataError
 from dermstack.listing import first_of
-from stack.cells import read_cells
-from stack.keys import keys_as_in, other_spelling
+from stack.tables.cells import read_cells
+from stack.tables.keys import keys_as_in, other_spelling
 
 
 def submission(

@@ -14,8 +14,9 @@ from dermstack.errors import ConfigError, StoreError
 from image_models.settings import Training
 from stack.blend.columns import LeftOutFolds, Weighting
 from stack.experiment import Experiment
-from stack.image_config import ImageModel
-from stack.level2_config import Stacker, is_second_stage
+from stack.settings.image_models import ImageModel
+from stack.settings.level2 import Stacker, is_second_stage
+from stack.settings.yaml_text import parse_yaml
 from stack.store import Run, sha256
 from stack.study_inputs import (
     NOTED_LATER,
@@ -26,7 +27,6 @@ from stack.study_inputs import (
     image_file_inputs,
     image_study_inputs,
 )
-from stack.yaml_text import parse_yaml
 
 _DIGEST_PREFIX = "# sha256 of what follows: "
 

@@ -14,7 +14,7 @@ from stack.blend.pooling import first_of_units, pool_logits
 from stack.experiment import Experiment
 from stack.metrics.intervals import interval
 from stack.store import Run, frame_fingerprint, prediction_frame
-from stack.units import mixed_units, unit_columns
+from stack.tables.units import mixed_units, unit_columns
 
 Ints = NDArray[np.intp]
 

@@ -23,9 +23,9 @@ from typing import Any
 
 from dermstack.errors import StoreError
 from image_models.locks import locked
-from stack.config import Config
 from stack.json_files import fingerprint, read_json, sha256_once, with_digest, write_json
 from stack.ledger import append_line
+from stack.settings.config import Config
 
 RECORD = "up_to_date.json"
 REPORT_FILES = ("report.html", "model_card.md")

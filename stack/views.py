@@ -7,9 +7,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from dermstack.errors import ConfigError
-from stack.config import Config
 from stack.experiment import Experiment
-from stack.level2_config import Stacker, source_names
+from stack.settings.config import Config
+from stack.settings.level2 import Stacker, source_names
 from stack.store import Run
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
+from stack.settings.config import read_config
 
 Change = Callable[[pd.DataFrame, pd.DataFrame], None]
 COLUMNS = {

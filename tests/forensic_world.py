@@ -12,9 +12,9 @@ from scipy.special import expit
 from dermstack.audit.forensics import ClaimedBlend, Forensics, run_forensics
 from stack.console import Out
 from stack.forensics.files import NamedColumns
-from stack.import_files import found_sources
-from stack.import_oof import ImportOptions, Source
-from stack.prediction_files import ImportedColumns, Part
+from stack.imported.files import found_sources
+from stack.imported.prediction_files import ImportedColumns, Part
+from stack.imported.run import ImportOptions, Source
 
 COLUMNS = ImportedColumns("id", "p", "fold")
 OPTIONS = ImportOptions(COLUMNS, COLUMNS)

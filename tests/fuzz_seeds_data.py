@@ -28,26 +28,26 @@ def _csv_seeds() -> list[bytes]:
 
 
 def _read_table(path: Path) -> object:
-    from stack.table import read_table
+    from stack.tables.table import read_table
 
     return read_table(path, None, columns=COLUMNS)
 
 
 def _read_new(path: Path) -> object:
-    from stack.cells import read_cells
-    from stack.table import read_new_frame
+    from stack.tables.cells import read_cells
+    from stack.tables.table import read_new_frame
 
     return read_cells(path), read_new_frame(path, COLUMNS)
 
 
 def _read_external(path: Path) -> object:
-    from stack.table import read_external_frame
+    from stack.tables.table import read_external_frame
 
     return read_external_frame(path, {name: COLUMNS[name] for name in ("id", "target", "age", "sex", "site")})
 
 
 def _read_predictions(path: Path) -> object:
-    from stack.prediction_files import ImportedColumns, read_predictions_file
+    from stack.imported.prediction_files import ImportedColumns, read_predictions_file
 
     return read_predictions_file(path, ImportedColumns("image", "p", "fold"), needs_fold=False)
 
@@ -78,7 +78,7 @@ def _config_seeds() -> list[bytes]:
 
 
 def _read_config(path: Path) -> object:
-    from stack.config import read_config
+    from stack.settings.config import read_config
 
     return read_config(path)
 
@@ -184,7 +184,7 @@ def _example_seeds() -> list[bytes]:
 
 def _read_tfrecord(path: Path) -> object:
     from image_models.io.readers import image_ids, image_sources
-    from stack.import_metadata import read_tfrecord_metadata
+    from stack.tables.metadata import read_tfrecord_metadata
 
     read_tfrecord_metadata(path, features={}, codes={"target": {1: "one"}})
     return [source.read(min_side=8) for source in image_sources(path, image_ids(path))]

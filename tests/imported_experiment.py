@@ -13,11 +13,11 @@ from conftest import run_cli
 from scipy.special import expit
 
 from dermstack.errors import DermstackError
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment, write_rows
-from stack.import_oof import ImportOptions, Source, import_source
-from stack.prediction_files import ImportedColumns, Part
+from stack.imported.prediction_files import ImportedColumns, Part
+from stack.imported.run import ImportOptions, Source, import_source
+from stack.settings.config import read_config
 from stack.store import Run
 
 Files = tuple[pd.DataFrame, pd.DataFrame]

@@ -10,10 +10,10 @@ import pandas as pd
 from imported_experiment import COLUMNS, Files, opened_experiment, write_experiment
 from scipy.special import expit, logit
 
-from stack.doubts import Doubt, doubts
 from stack.experiment import Experiment
-from stack.plausibility import run_facts
-from stack.run_views import Scores
+from stack.predictions.doubts import Doubt, doubts
+from stack.predictions.plausibility import run_facts
+from stack.predictions.run_views import Scores
 
 
 def patients(tmp_path: Path) -> Experiment:

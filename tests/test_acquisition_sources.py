@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import DataError
-from stack.acquisition_sources import COLOURS, MIN_SHARE, OTHER, acquisition_sources, frame_colours
+from stack.sources.acquisition import COLOURS, MIN_SHARE, OTHER, acquisition_sources, frame_colours
 
 NO_NUMBERS, NO_WORDS = pd.DataFrame(), pd.DataFrame()
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import DataError
-from stack.array_ids import NET_COLUMN, read_array_columns
+from stack.tables.array_ids import NET_COLUMN, read_array_columns
 
 IDS = ["0007", "b", "c"]
 

@@ -17,10 +17,10 @@ from dermstack.audit.acquisition import acquisition_facts, shortcut_columns
 from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding
 from dermstack.audit.rows import missing_code_findings, proxy_findings
-from stack.columns import TableColumns, fits
-from stack.config import read_config
-from stack.features import csv_of_models, metadata_of_models
-from stack.missing_codes import isolated_codes, missing_code_warnings, missing_codes
+from stack.level2.features import csv_of_models, metadata_of_models
+from stack.settings.config import read_config
+from stack.tables.columns import TableColumns, fits
+from stack.tables.missing_codes import isolated_codes, missing_code_warnings, missing_codes
 
 ODD = 'wi"dth [mm] <b>{"µ": 1}</b>'
 MANY = 300

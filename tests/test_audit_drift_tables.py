@@ -18,7 +18,7 @@ from dermstack.audit.drift import (
     shortcuts,
 )
 from stack.metrics.intervals import interval
-from stack.table import Table
+from stack.tables.table import Table
 
 SITES = ["torso", "head", None, "torso", "palms", "head", "torso", None]
 

@@ -8,9 +8,9 @@ from imported_experiment import write_experiment
 
 from dermstack.audit.finding import Finding, is_audited, read_findings, read_part_findings, write_part_findings
 from dermstack.errors import StoreError
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
+from stack.settings.config import read_config
 
 ERROR = Finding("error", "one picture, two targets", "3 pairs", "look", "a and b")
 NOTE = Finding("note", "all is well", "AUC 0.5 [0.4, 0.6]", "none")

@@ -14,7 +14,7 @@ from dermstack.audit.pictures import (
     published_duplicate_findings,
 )
 from dermstack.errors import DataError
-from stack.table import Table
+from stack.tables.table import Table
 
 
 @pytest.fixture

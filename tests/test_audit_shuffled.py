@@ -17,11 +17,11 @@ from dermstack.audit.shuffled import ShuffledAucs, shuffled_findings, shuffled_t
 from dermstack.errors import ConfigError, DataError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldFeatures
+from stack.level2.features import FoldFeatures
 from stack.metrics.scores import auc
 from stack.metrics.shuffle import shuffle_targets
 from stack.store import Run, prediction_frame, write_run
-from stack.table import Table
+from stack.tables.table import Table
 
 QUIET = Out(quiet=True)
 

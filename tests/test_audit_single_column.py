@@ -14,9 +14,9 @@ from sklearn.metrics import roc_auc_score
 from dermstack.audit.columns import number_columns
 from dermstack.audit.drift import shortcuts
 from dermstack.audit.single_column import association_p, column_association, column_auc, one_hot, one_sided_rank_p
-from stack.columns import TableColumns
 from stack.metrics.intervals import Interval, interval
-from stack.table import Table
+from stack.tables.columns import TableColumns
+from stack.tables.table import Table
 
 
 def test_the_p_value_is_that_of_permutations(rng: np.random.Generator) -> None:

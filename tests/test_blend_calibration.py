@@ -30,7 +30,7 @@ from stack.blend.calibration import (
     score_at,
 )
 from stack.metrics.scores import log_loss
-from stack.ranks import Ecdf
+from stack.predictions.ranks import Ecdf
 
 
 @given(

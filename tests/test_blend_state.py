@@ -9,7 +9,7 @@ from dermstack.errors import StoreError
 from stack.blend.blender import Blender
 from stack.blend.state import blender_from_state, blender_state
 from stack.blend.weights import METHODS
-from stack.ranks import AVERAGED
+from stack.predictions.ranks import AVERAGED
 
 
 def simulated_rows(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from stack.blend.state import blender_from_state, blender_state
 from stack.blend.weights import METHODS
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc, log_loss
-from stack.ranks import NetRanks
+from stack.predictions.ranks import NetRanks
 
 EVERY_METHOD = [Blender(method, trials=8) for method in METHODS]
 

@@ -23,9 +23,9 @@ from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import read_promise
 from dermstack.serve.patient import Ensemble, Photo, read_patient
 from dermstack.serve.write_bundle import write_bundle
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
+from stack.settings.config import read_config
 
 INERT = {".json", ".npy", ".safetensors", ".txt", ".ubj", ".cbm", ".yaml", ".md"}
 

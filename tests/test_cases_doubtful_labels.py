@@ -17,9 +17,9 @@ from test_cases_hard import EVIL, MODELS, named, pixels
 
 import dermstack.report.cases as page_module
 from dermstack.report.cases import doubtful_labels_section
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
+from stack.settings.config import read_config
 from stack.store import Run
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ import dermstack.report.pictures
 from dermstack.errors import StoreError
 from dermstack.report.cases import hard_cases, image_run, most_wrong
 from dermstack.report.pictures import cached_case_pictures, colour, has_heat_maps, overlay
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
+from stack.settings.config import read_config
 from stack.store import Run, read_run, read_runs
 
 if TYPE_CHECKING:

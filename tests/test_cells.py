@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dermstack.errors import DataError
-from stack.cells import UNNAMED_INDEX, as_text, is_rounded, plain_numbers, read_cells, read_columns
-from stack.columns import known_cells, known_numbers
+from stack.tables.cells import UNNAMED_INDEX, as_text, is_rounded, plain_numbers, read_cells, read_columns
+from stack.tables.columns import known_cells, known_numbers
 
 FRAME = pd.DataFrame({"id": ["007", "NA", "1e3"], "p": [0.25, 0.5, 1.0]})
 # "café" in Latin-1, in a column that says it were UTF-8.

@@ -18,9 +18,9 @@ from dermstack.report.pack.checklist_page import evidence_links
 from dermstack.report.pack.run_evidence import Counts, Evidence, Model
 from dermstack.report.report import page_sections
 from dermstack.report.report_parts import page_tables
-from stack.config import config_of
 from stack.metrics.scores import auc_by_fold
-from stack.source_estimates import LEVEL_2_ONLY
+from stack.settings.config import config_of
+from stack.sources.estimates import LEVEL_2_ONLY
 
 # The published lists: section, then the number of each item with a word of its text. They were typed in November 2026
 # from sources other than the csv files that are tested:

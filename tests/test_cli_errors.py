@@ -196,7 +196,7 @@ def test_ctrl_c_says_how_to_go_on(config_path: Path, capsys: Capture, monkeypatc
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stack.level1.run_image_models", interrupted)
+    monkeypatch.setattr("stack.level1.image_runs.run_image_models", interrupted)
     assert run_cli("oof", "-c", str(config_path), "-q") == 130
     shown = capsys.readouterr()
     assert shown.err == "interrupted: run the same command again, it resumes from what is complete\n"

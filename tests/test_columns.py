@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import DataError
-from stack.columns import TableColumns, described_choices, empty_values
-from stack.data_config import ColumnRules
-from stack.table import Table, read_external_frame, read_new_frame, read_table
+from stack.settings.data import ColumnRules
+from stack.tables.columns import TableColumns, described_choices, empty_values
+from stack.tables.table import Table, read_external_frame, read_new_frame, read_table
 
 N = 60
 COLUMNS = {"id": "image", "group": "patient", "target": "y", "age": "years"}

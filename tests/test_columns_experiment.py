@@ -11,11 +11,11 @@ import yaml
 from conftest import run_cli
 from imported_experiment import COLUMNS, import_frames, opened_experiment, predictions, write_experiment
 
-from stack.features import FoldFeatures, fold_matrix
-from stack.level1 import level1_runs
-from stack.level2_config import Features
+from stack.level1.image_runs import level1_runs
+from stack.level2.features import FoldFeatures, fold_matrix
 from stack.metrics.scores import auc
-from stack.predictions import predictions_of, standardised
+from stack.predictions.joined import predictions_of, standardised
+from stack.settings.level2 import Features
 from stack.store import read_run
 
 STACKERS = [{"name": "lr", "kind": "logistic"}]

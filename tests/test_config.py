@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dermstack.errors import ConfigError
-from stack.config import Config, ImageModel, read_config
-from stack.yaml_text import colon_hint, glued_keys
+from stack.settings.config import Config, ImageModel, read_config
+from stack.settings.yaml_text import colon_hint, glued_keys
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dermstack.errors import DataError
-from stack.cells import _parsed_csv, read_columns
-from stack.csv_plain import read_plain_csv
+from stack.tables.cells import _parsed_csv, read_columns
+from stack.tables.csv_plain import read_plain_csv
 
 CELLS = st.text(alphabet=st.sampled_from("a1.,\"\n\r é\t\ufeff'-0NnAa\0"), max_size=4)
 

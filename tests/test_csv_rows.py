@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dermstack import read_table
 from dermstack.errors import DataError
-from stack.cells import read_cells
-from stack.csv_rows import check_rows
+from stack.tables.cells import read_cells
+from stack.tables.csv_rows import check_rows
 
 HEADER = "id,group,target,age,sex,site\n"
 ROWS = [f"I{i},P{i},{i % 2},{40 + i},male,torso\n" for i in range(12)]

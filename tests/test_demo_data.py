@@ -16,11 +16,11 @@ from sklearn.preprocessing import StandardScaler
 import dermstack.cli.demo_data
 from dermstack.cli.demo_data import CONFIG_NAME, _draw_rows, write_demo_data
 from dermstack.errors import ConfigError, DataError
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment
 from stack.folds import make_folds
-from stack.table import Table, read_table
+from stack.settings.config import read_config
+from stack.tables.table import Table, read_table
 
 COLUMNS = {
     "id": "image_name",

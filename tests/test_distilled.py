@@ -23,9 +23,9 @@ from dermstack.serve.expectations import OPTIONAL_COLUMNS, cost_notes
 from dermstack.serve.patient import Ensemble
 from dermstack.serve.questions import rows_out_of_range
 from dermstack.serve.write_bundle import write_bundle
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
+from stack.settings.config import read_config
 from stack.store import read_run
 from stack.views import alone
 

@@ -252,7 +252,7 @@ def _write_demo_experiment(folder: Path) -> None:
     """What `make demo` leaves, in small: the data, and two runs that know the targets more and less well."""
     from dermstack.cli.demo_data import write_demo_data
     from stack.store import prediction_frame, write_run
-    from stack.table import read_table
+    from stack.tables.table import read_table
 
     data = folder / "data" / "demo"
     write_demo_data(data, n_train=400, n_test=20, size=16)

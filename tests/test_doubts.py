@@ -18,9 +18,9 @@ from sklearn.metrics import roc_auc_score
 
 from dermstack.audit.runs import run_findings
 from dermstack.errors import DataError
-from stack.doubts import doubts
 from stack.experiment import Experiment
-from stack.plausibility import run_facts
+from stack.predictions.doubts import doubts
+from stack.predictions.plausibility import run_facts
 
 
 @pytest.fixture

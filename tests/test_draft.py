@@ -14,13 +14,13 @@ from conftest import run_cli
 from table_layouts import write_clinic, write_image, write_png_folders
 
 from dermstack.errors import DataError
-from stack.config import read_config
 from stack.console import Out
 from stack.draft.codes import numeric_codes
 from stack.draft.draft import draft_config
 from stack.draft.roles import find_roles, id_columns, label_columns, name_words
 from stack.draft.text import Draft, draft_text
 from stack.experiment import open_experiment
+from stack.settings.config import read_config
 
 
 def drafted(start: Path, folder: Path | None = None, **options: Any) -> dict[str, Any]:

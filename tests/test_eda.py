@@ -8,7 +8,7 @@ from html_page import Page
 from dermstack.errors import DataError
 from dermstack.report.eda import EdaPictures, write_eda
 from stack.folds import make_folds
-from stack.table import Table
+from stack.tables.table import Table
 
 EVIL = "<script>alert(1)</script>\"'&"
 

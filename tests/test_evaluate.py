@@ -19,9 +19,9 @@ import dermstack.serve.predict
 from dermstack.serve.bundle import read_bundle, write_manifest
 from dermstack.serve.evaluate import evaluate, evaluate_to_files, read_labelled_rows
 from stack.console import Out
-from stack.data_config import ColumnRules
 from stack.metrics.measures import jsonable
 from stack.metrics.validation import AGREES, DIFFERS, HIGHER, LOWER, UNDECIDED
+from stack.settings.data import ColumnRules
 from stack.store import read_run
 
 pytestmark = pytest.mark.slow

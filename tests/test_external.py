@@ -15,10 +15,10 @@ from pandas.arrays import ArrowStringArray
 from dermstack.audit.rows import listed_duplicate_findings
 from dermstack.errors import ConfigError, DataError, StoreError
 from dermstack.report.row_flow import LISTED, UNREADABLE, row_flows
-from stack.external import ExternalRows, duplicates_of_primary, read_external
-from stack.level1 import check_fresh
+from stack.level1.image_runs import check_fresh
 from stack.store import write_run
-from stack.table import Table
+from stack.tables.external import ExternalRows, duplicates_of_primary, read_external
+from stack.tables.table import Table
 
 COLUMNS = {"id": "isic", "group": "patient", "target": "malignant", "age": "years"}
 

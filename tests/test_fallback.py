@@ -19,10 +19,10 @@ from dermstack.serve.bundle import read_bundle
 from dermstack.serve.ensemble import read_bundled_fallback
 from dermstack.serve.patient import Ensemble, Photo, read_patient
 from stack.blend.calibration import calibrator_from_state
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
 from stack.fallback import FOLDER, _fit_fold, image_free, read_fallback
+from stack.settings.config import read_config
 from stack.store import read_run
 from stack.up_to_date import RECORD
 

@@ -14,7 +14,6 @@ from imported_experiment import write_experiment
 
 from dermstack.errors import DataError
 from stack.blend.weights import DEFAULT_METHODS, METHODS
-from stack.config import Blend, BlendMethod, read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
 from stack.fold_needs import (
@@ -26,7 +25,8 @@ from stack.fold_needs import (
     warn_of_two_folds,
 )
 from stack.folds import inner_split
-from stack.level1 import check_image_models, level1_runs
+from stack.level1.image_runs import check_image_models, level1_runs
+from stack.settings.config import Blend, BlendMethod, read_config
 
 STACKER = {"name": "lgb", "kind": "lightgbm"}
 

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from dermstack.errors import ConfigError, DataError
 from stack.folds import inner_split, make_folds
-from stack.table import read_table
+from stack.tables.table import read_table
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 real_tables = pytest.mark.skipif(not DATA.is_dir(), reason="the real tables are not at ../shared/data")

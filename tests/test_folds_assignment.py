@@ -19,7 +19,7 @@ from stack.folds import (
     make_folds,
     prevalence_spread,
 )
-from stack.table import read_table
+from stack.tables.table import read_table
 
 
 def table(seed: int, n: int = 900, groups: int = 160) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from dermstack.errors import DataError
 from dermstack.report.forensics import forensics_html, forensics_json, named_findings, verdict
 from stack.console import Out
 from stack.forensics.files import NamedColumns
-from stack.import_files import column_sources
+from stack.imported.files import column_sources
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from sources import ROOT
 from dermstack.errors import BundleError, ConfigError
 from dermstack.serve.bundle import read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import fold_matrix
-from stack.group_models import read_group_net
-from stack.importance import importance
-from stack.predictions import predictions_of, standardised, stored_scales
+from stack.level2.features import fold_matrix
+from stack.level2.group_models import read_group_net
+from stack.level2.importance import importance
+from stack.predictions.joined import predictions_of, standardised, stored_scales
+from stack.settings.config import read_config
 from stack.store import Run, read_run
 from tabular.models import read_bag
 
@@ -80,7 +80,7 @@ def test_it_goes_through_a_stack_and_its_report_and_is_blended(
 
 @pytest.mark.slow
 def test_it_is_probed_without_the_other_rows_and_with_the_counts(tmp_path: Path) -> None:
-    from stack.probes import make_probes, stored_probes
+    from stack.level2.probes import make_probes, stored_probes
 
     _, experiment = stacked(tmp_path, SETS)
     run, source = run_of(experiment, "sets"), run_of(experiment, "net")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from imported_experiment import write_experiment
 
-from stack.config import Config, read_config
 from stack.history import INTERRUPTED_AFTER_S, leftovers, remove_leftovers
+from stack.settings.config import Config, read_config
 
 KEPT = [
     "runs/elsewhere/table.parquet",

@@ -22,8 +22,8 @@ from dermstack.serve.bundle import read_bundle
 from dermstack.serve.patient import Photo, _source
 from dermstack.serve.predict import _start_job
 from image_models.io.readers import image_ids, image_sources
-from stack.import_metadata import read_dicom_metadata
-from stack.table import read_table
+from stack.tables.metadata import read_dicom_metadata
+from stack.tables.table import read_table
 
 OUTSIDE = [
     "../out",

@@ -18,10 +18,10 @@ from imported_experiment import command_error, unexpected_files
 from PIL import Image, ImageOps
 from tfrecord.writer import TFRecordWriter
 
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import NO_CURATION, Curation, Experiment, open_experiment, write_curation, write_rows
 from stack.images import existing_cache, with_images
+from stack.settings.config import read_config
 from stack.store import frame_fingerprint
 
 QUIET = Out(quiet=True)

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import DataError
-from stack.import_files import column_sources, found_sources, listed_sources, named_file
-from stack.import_oof import ImportOptions
-from stack.prediction_files import ImportedColumns
+from stack.imported.files import column_sources, found_sources, listed_sources, named_file
+from stack.imported.prediction_files import ImportedColumns
+from stack.imported.run import ImportOptions
 
 COLUMNS = ImportedColumns("id", "p", "fold")
 OPTIONS = ImportOptions(COLUMNS, ImportedColumns("id", "p", "fold", option="--test"))

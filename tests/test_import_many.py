@@ -23,10 +23,10 @@ from imported_experiment import (
 from dermstack.errors import DataError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.import_files import found_sources, listed_sources
-from stack.import_many import Outcome, import_many
-from stack.import_oof import ImportOptions
-from stack.prediction_files import ImportedColumns
+from stack.imported.files import found_sources, listed_sources
+from stack.imported.many import Outcome, import_many
+from stack.imported.prediction_files import ImportedColumns
+from stack.imported.run import ImportOptions
 from stack.store import read_json, read_run, read_runs, with_digest, write_json
 
 COLUMNS = ImportedColumns("isic", "p", "fold")
@@ -243,7 +243,7 @@ def test_a_damaged_run_is_named_and_may_be_replaced(experiment: Experiment, nets
 def test_an_interrupted_import_goes_on_with_what_is_missing(
     experiment: Experiment, nets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import stack.import_many as module
+    import stack.imported.many as module
 
     write_checked, done = module.write_checked, []
 

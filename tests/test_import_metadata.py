@@ -11,7 +11,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from tfrecord.writer import TFRecordWriter
 
 from dermstack.errors import DataError
-from stack.import_metadata import dicom_files, read_dicom_metadata, read_tfrecord_metadata, write_metadata
+from stack.tables.metadata import dicom_files, read_dicom_metadata, read_tfrecord_metadata, write_metadata
 
 
 def write_dicom(path: Path, **tags: str) -> None:

@@ -22,8 +22,8 @@ from scipy.special import logit
 from dermstack.errors import DataError, StoreError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.prediction_files import ImportedColumns
-from stack.predictions import read_predictions
+from stack.imported.prediction_files import ImportedColumns
+from stack.predictions.joined import read_predictions
 from stack.store import read_run, read_runs
 
 

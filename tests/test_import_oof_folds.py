@@ -19,8 +19,8 @@ from imported_experiment import (
 from scipy.special import logit
 
 from stack.experiment import Experiment
-from stack.predictions import read_predictions
-from stack.ranks import AVERAGED
+from stack.predictions.joined import read_predictions
+from stack.predictions.ranks import AVERAGED
 
 
 @pytest.fixture

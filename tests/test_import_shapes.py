@@ -17,7 +17,7 @@ from scipy.special import expit, logit
 from test_docs import ROOT
 
 from stack.experiment import Experiment
-from stack.ranks import AVERAGED
+from stack.predictions.ranks import AVERAGED
 from stack.store import read_run
 
 Runs = dict[str, tuple[pd.DataFrame, pd.DataFrame]]  # by name: what must be stored of out-of-fold and test rows

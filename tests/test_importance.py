@@ -10,13 +10,13 @@ import pytest
 from conftest import run_cli
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
-import stack.importance
+import stack.level2.importance
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import fold_matrix
-from stack.importance import importance
+from stack.level2.features import fold_matrix
+from stack.level2.importance import importance
 from stack.parallel import Pending, ready
-from stack.predictions import predictions_of, standardised
+from stack.predictions.joined import predictions_of, standardised
 from stack.store import Run, read_run, sha256
 from tabular.models import read_bag
 
@@ -97,7 +97,7 @@ def test_it_is_made_once_and_again_when_a_stacker_is_another(
         made.append(1)
         return [ready(found.head(3))]
 
-    monkeypatch.setattr(stack.importance, "_start_stages", again)
+    monkeypatch.setattr(stack.level2.importance, "_start_stages", again)
     pd.testing.assert_frame_equal(importance(experiment, stackers, sources, Out(quiet=True)), found)
     assert made == []
     other = Run(stackers[0].folder, {**stackers[0].meta, "fingerprint": "another"})

@@ -30,11 +30,11 @@ from dermstack.serve.stages import SeenRows
 from dermstack.serve.write_bundle import write_bundle
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.level1 import level1_runs
-from stack.prediction_files import ImportedColumns
-from stack.predictions import predictions_of
-from stack.ranks import AVERAGED
-from stack.repeats import repeated
+from stack.imported.prediction_files import ImportedColumns
+from stack.level1.image_runs import level1_runs
+from stack.predictions.joined import predictions_of
+from stack.predictions.ranks import AVERAGED
+from stack.predictions.repeats import repeated
 from stack.store import read_json, read_run, with_digest, write_json
 
 QUIET = Out(quiet=True)

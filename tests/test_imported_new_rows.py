@@ -24,10 +24,10 @@ from dermstack.serve.imported_runs import (
 )
 from dermstack.serve.manifest import MAX_SEEDS, Manifest
 from stack.console import Out
-from stack.import_folds import net_label
-from stack.import_oof import ImportOptions, Source, import_source
-from stack.prediction_files import ImportedColumns, Part
-from stack.ranks import AVERAGED
+from stack.imported.folds import net_label
+from stack.imported.prediction_files import ImportedColumns, Part
+from stack.imported.run import ImportOptions, Source, import_source
+from stack.predictions.ranks import AVERAGED
 
 IDS = pd.Series(["1", "2", "3"], dtype="str")
 ENTRY = {

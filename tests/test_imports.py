@@ -23,7 +23,7 @@ def test_level_2_and_the_blender_run_without_torch() -> None:
         WITHOUT_IMAGE_EXTRA
         + """
 import dermstack.cli.main, dermstack.report.report
-import stack.history, stack.import_oof, stack.level2, stack.submission, stack.tune.run
+import stack.history, stack.imported.run, stack.level2.stackers, stack.submission, stack.tune.run
 from dermstack import Blender
 Blender()
 """

@@ -66,7 +66,7 @@ def test_siim2020_runs_on_its_table_as_most_rows_have_no_image(tmp_path: Path) -
 
 @pytest.mark.skipif(not (DATA / "ham10000").is_dir(), reason="needs the data beside the repository")
 def test_ham10000_is_described_as_its_own_config_describes_it(tmp_path: Path) -> None:
-    from stack.config import read_config
+    from stack.settings.config import read_config
 
     config = _initialised(DATA / "ham10000", tmp_path)
     made, known = read_config(config), read_config(Path("configs/ham10000.yaml"))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermstack.errors import DataError
-from stack.keys import (
+from stack.tables.keys import (
     contained,
     fold_labels,
     is_ascii,

@@ -19,12 +19,12 @@ from sourced_experiment import HOSPITALS, write_sourced
 import dermstack
 from dermstack.pipeline import StackResult, run_stack
 from dermstack.report.sources import sources_section
-from stack.config import read_config
-from stack.leave_source_out import FOLDER
+from stack.imported.prediction_files import ImportedColumns
 from stack.metrics.intervals import interval
 from stack.metrics.own_metric import own_label, own_metric
-from stack.prediction_files import ImportedColumns
-from stack.source_estimates import HELD_OUT, LEVEL_2_ONLY, OWN, REFITTED, SEEN, TRAINED_AGAIN, source_sentences
+from stack.settings.config import read_config
+from stack.sources.estimates import HELD_OUT, LEVEL_2_ONLY, OWN, REFITTED, SEEN, TRAINED_AGAIN, source_sentences
+from stack.sources.leave_source_out import FOLDER
 
 pytestmark = pytest.mark.usefixtures("drift_fitted_once", "module_without_figures")
 
@@ -339,7 +339,7 @@ def test_repeats_of_a_stacker_keep_sources_whole(tmp_path: Path) -> None:
     found = stacked(config, "folds.by=source").by_source
     assert found is not None
     assert [(one.origin, one.held_out) for one in found.estimates] == [(OWN, HELD_OUT)]
-    from stack.repeats import repeated
+    from stack.predictions.repeats import repeated
 
     experiment = opened_experiment(config, "folds.by=source")
     again = repeated(experiment, 1).folds.frame["fold"]
@@ -368,7 +368,7 @@ def test_sources_named_twice_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_result_names_its_file(finished: StackResult, tmp_path: Path) -> None:
-    from stack.source_estimates import RESULT, stored_leave_source_out
+    from stack.sources.estimates import RESULT, stored_leave_source_out
 
     text = (finished.experiment.folder / RESULT).read_text(encoding="utf-8")
     fingerprint = finished.blend.meta["fingerprint"]

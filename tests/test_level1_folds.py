@@ -10,10 +10,10 @@ import yaml
 from conftest import small_config
 
 from image_models.cache import ImageCache
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.level1_folds import FoldTask, TrainedFold, trained_tasks
+from stack.level1.folds import FoldTask, TrainedFold, trained_tasks
+from stack.settings.config import read_config
 
 
 class Rows(ImageCache):

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import DataError
-from stack.image_config import ImageModel
-from stack.level1_folds import labels_of
+from stack.level1.folds import labels_of
+from stack.settings.image_models import ImageModel
 
 NO_EXTERNAL = pd.DataFrame({"id": [], "target": []})
 

@@ -12,8 +12,8 @@ import pytest
 
 from dermstack.errors import ImageError
 from stack.console import Out
-from stack.level1_folds import FoldTask
-from stack.level1_jobs import run_tasks
+from stack.level1.folds import FoldTask
+from stack.level1.jobs import run_tasks
 
 
 class Dies:
@@ -56,12 +56,12 @@ def test_a_dead_worker_is_told_with_the_backbones_that_were_running(number: int,
 def test_a_crash_of_a_single_process_is_told_with_the_backbone(tmp_path: Path) -> None:
     program = (
         "import signal\nfrom pathlib import Path\nfrom types import SimpleNamespace\nfrom stack.console import Out\n"
-        "from stack import level1_jobs\nfrom stack.level1_folds import FoldTask\n"
-        "level1_jobs.run_task = lambda *_: signal.raise_signal(signal.SIGSEGV)\n"
+        "from stack.level1 import jobs\nfrom stack.level1.folds import FoldTask\n"
+        "jobs.run_task = lambda *_: signal.raise_signal(signal.SIGSEGV)\n"
         f"folder = Path({str(tmp_path)!r}) / 'fast' / 'fold_0'\n"
         "task = FoldTask(folder, 0, None, 1, {}, None, {'settings': {'backbone': 'fastvit_t8'}})\n"
         "config = SimpleNamespace(backend='processes', device='cpu', n_jobs=1)\n"
-        "list(level1_jobs.run_tasks([task], config, Out(quiet=True)))\n"
+        "list(jobs.run_tasks([task], config, Out(quiet=True)))\n"
     )
     made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert made.returncode == -signal.SIGSEGV

@@ -14,9 +14,9 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from dermstack.errors import ConfigError  # noqa: E402
-from stack import level1_jobs as task_runner  # noqa: E402
-from stack.config import Ray  # noqa: E402
 from stack.console import Out  # noqa: E402
+from stack.level1 import jobs as task_runner  # noqa: E402
+from stack.settings.config import Ray  # noqa: E402
 
 MODEL = {
     "name": "tiny",

@@ -12,18 +12,18 @@ import pytest
 from conftest import blank_figures, run_cli, small_config
 
 from dermstack.errors import StoreError
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.features import fold_matrix
 from stack.images import ACQUISITION_FILE
-from stack.level1 import level1_runs
-from stack.level2 import _warn_of_unseen
-from stack.predictions import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
-from stack.probes import stored_probes
-from stack.ranks import AVERAGED
+from stack.level1.image_runs import level1_runs
+from stack.level2.features import fold_matrix
+from stack.level2.probes import stored_probes
+from stack.level2.stackers import _warn_of_unseen
+from stack.predictions.joined import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
+from stack.predictions.ranks import AVERAGED
+from stack.settings.config import read_config
 from stack.store import read_run
-from stack.table import Table
+from stack.tables.table import Table
 from tabular.cohort import CohortScore
 from tabular.encode import MetadataEncoder
 

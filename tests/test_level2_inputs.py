@@ -8,8 +8,9 @@ import pytest
 import yaml
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
-from stack import fallback, level2_inputs, study_inputs
-from stack.level2_inputs import stacker_inputs
+from stack import fallback, study_inputs
+from stack.level2 import inputs as level2_inputs
+from stack.level2.inputs import stacker_inputs
 from stack.study_inputs import changed_inputs, gbdt_study_inputs
 
 

@@ -11,15 +11,15 @@ import pytest
 from conftest import run_cli
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
-import stack.level2_matrices
-from stack.config import read_config
+import stack.level2.matrices
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, fold_matrix
 from stack.history import leftovers
-from stack.level1 import level1_runs
-from stack.level2_matrices import MATRICES_FOLDER, filed_matrices
-from stack.predictions import predictions_of, standardised
+from stack.level1.image_runs import level1_runs
+from stack.level2.features import FoldMatrix, fold_matrix
+from stack.level2.matrices import MATRICES_FOLDER, filed_matrices
+from stack.predictions.joined import predictions_of, standardised
+from stack.settings.config import read_config
 from stack.views import with_all_features
 
 STACKERS = [
@@ -61,7 +61,7 @@ def test_each_matrix_is_made_once_for_all_stackers(experiment: Experiment, monke
         made.append(arguments[-1])
         return fold_matrix(*arguments, **settings)
 
-    monkeypatch.setattr(stack.level2_matrices, "fold_matrix", counted)
+    monkeypatch.setattr(stack.level2.matrices, "fold_matrix", counted)
     assert run_cli("stack", "--no-report", "-q", "-c", str(experiment.config_path)) == 0
     assert made == [0, 1, 2] * 2  # of both repeats
     assert not (experiment.folder / MATRICES_FOLDER).exists()

@@ -22,16 +22,16 @@ STACKERS = [
 ]
 KILLED_AFTER = """
 import os, signal, sys
-import dermstack, stack.level2
+import dermstack, stack.level2.stackers
 name = sys.argv[1]
 sys.argv = ["dermstack", *sys.argv[2:]]
-write_run = stack.level2.write_run
+write_run = stack.level2.stackers.write_run
 def killed(folder, *arguments, **options):
     made = write_run(folder, *arguments, **options)
     if folder.name == name:
         os.kill(os.getpid(), signal.SIGKILL)
     return made
-stack.level2.write_run = killed
+stack.level2.stackers.write_run = killed
 from dermstack.cli.main import main
 main()
 """

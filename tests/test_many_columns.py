@@ -19,10 +19,10 @@ from dermstack.serve.expectations import MAX_MEASURED, cost_notes, lacking_colum
 from dermstack.serve.new_rows import read_new_rows
 from dermstack.serve.patient import Ensemble, Photo, read_patient
 from dermstack.serve.predict import predict_rows
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment
-from stack.importance import TOP_COLUMNS
+from stack.level2.importance import TOP_COLUMNS
+from stack.settings.config import read_config
 from stack.store import read_run
 
 pytestmark = pytest.mark.slow

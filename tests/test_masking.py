@@ -20,7 +20,7 @@ from imported_experiment import command_error, import_frames, opened_experiment,
 from dermstack import masking
 from dermstack.errors import ConfigError, ImageError
 from dermstack.masking import MaskedStream, mask_secrets, masked_streams
-from stack.config import read_config
+from stack.settings.config import read_config
 
 SECRET = "Sup3rSecret"
 PLACES = [

@@ -15,8 +15,8 @@ from dermstack.audit.rows import missing_code_findings
 from dermstack.errors import DataError
 from stack.console import Out
 from stack.experiment import print_overview
-from stack.missing_codes import missing_codes
-from stack.table import read_new_frame, read_table
+from stack.tables.missing_codes import missing_codes
+from stack.tables.table import read_new_frame, read_table
 
 COLUMNS = {"id": "id", "group": "group", "target": "target", "age": "age", "width": "width"}
 

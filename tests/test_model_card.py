@@ -10,11 +10,11 @@ from conftest import run_cli, small_config
 from sklearn.metrics import log_loss
 
 from dermstack.report.model_card import model_card, plain, write_model_card
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
 from stack.history import run_table
 from stack.metrics.intervals import interval
+from stack.settings.config import read_config
 from stack.store import Run, read_run, read_runs
 
 SUBGROUPS = pd.DataFrame(

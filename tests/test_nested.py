@@ -16,7 +16,7 @@ from stack.blend.nested import NestedBlend, blend_nested, left_out_sets
 from stack.blend.weights import METHODS
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import auc
-from stack.ranks import Ecdf, NetRanks
+from stack.predictions.ranks import Ecdf, NetRanks
 
 Rows = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 

@@ -19,17 +19,17 @@ from dermstack.serve.image_runs import encoded_metadata
 from dermstack.serve.new_rows import read_new_rows
 from dermstack.serve.predict import predict_rows
 from image_models.dataset import Batch, ColumnDropout
-from stack.columns import TableColumns
-from stack.config import read_config
 from stack.console import Out
-from stack.data_config import Columns
 from stack.experiment import Experiment, open_experiment
-from stack.image_config import ImageModel
-from stack.level1 import level1_inputs
-from stack.net_columns import further_columns, net_columns, roles_of
+from stack.level1.image_runs import level1_inputs
 from stack.net_metadata import metadata_inputs
 from stack.plan.costs import measured
+from stack.settings.config import read_config
+from stack.settings.data import Columns
+from stack.settings.image_models import ImageModel
 from stack.store import fingerprint, read_run
+from stack.tables.columns import TableColumns
+from stack.tables.net_columns import further_columns, net_columns, roles_of
 from tabular.encode import DenseMetadata
 
 COLUMNS = Columns(id="isic", target="malignant", age="age_approx", sex="sex", site="site")

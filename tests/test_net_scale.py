@@ -8,8 +8,8 @@ from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.state import blender_from_state, blender_state
 from stack.metrics.scores import auc
-from stack.net_scale import nets_differ
-from stack.ranks import NetRanks, net_moments
+from stack.predictions.net_scale import nets_differ
+from stack.predictions.ranks import NetRanks, net_moments
 
 Rows = tuple[NDArray[np.float64], NDArray[np.int_], NDArray[np.int_], NDArray[np.int_]]
 

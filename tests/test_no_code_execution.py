@@ -69,7 +69,7 @@ ALLOWED = {
     ],
     "image_models/own_backbone.py": ["import_user_module"],
     "metrics/own_metric.py": ["import_user_module"],
-    "stack/python_features.py": ["load_user_file"],
+    "tables/python_features.py": ["load_user_file"],
 }
 SOURCES = source_files()
 

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from dermstack.cli.main import app
 from dermstack.errors import DataError
-from stack.columns import number_warnings
-from stack.data_config import ColumnRules
-from stack.number_texts import number_text
-from stack.table import Table, read_table
+from stack.settings.data import ColumnRules
+from stack.tables.columns import number_warnings
+from stack.tables.number_texts import number_text
+from stack.tables.table import Table, read_table
 
 N = 400
 VALUES = np.random.default_rng(0).gamma(3, 1, N) + 0.5

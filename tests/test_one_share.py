@@ -18,8 +18,8 @@ from dermstack.pipeline import StackResult, run_stack
 from stack.experiment import BY_SOURCE, ONE_SHARE
 from stack.folds import inner_split
 from stack.metrics.by_source import auc_over_sources
-from stack.one_share import shift_to_one_share
-from stack.source_estimates import REFITTED, source_sentences
+from stack.predictions.one_share import shift_to_one_share
+from stack.sources.estimates import REFITTED, source_sentences
 from stack.store import Run
 
 pytestmark = pytest.mark.usefixtures("drift_fitted_once")

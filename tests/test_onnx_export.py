@@ -19,7 +19,7 @@ from image_models.io.readers import image_ids, image_sources
 from image_models.net import Net, build_net
 from image_models.onnx_export import OPSET, check_onnx, write_onnx
 from stack.store import read_run
-from stack.table import read_new_frame
+from stack.tables.table import read_new_frame
 from tabular.encode import DenseMetadata
 
 pytestmark = pytest.mark.slow  # torch takes seconds to trace the smallest network

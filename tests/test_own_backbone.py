@@ -20,10 +20,10 @@ from dermstack.serve.manifest import run_settings
 from image_models.dataset import CachedImages
 from image_models.net import check_backbone
 from image_models.own_backbone import code_fingerprint
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment
 from stack.plan.steps import make_plan
+from stack.settings.config import read_config
 from stack.store import read_run
 
 CODE = """
@@ -144,7 +144,7 @@ def test_every_file_of_the_package_is_in_its_fingerprint(package: Path) -> None:
 
 @pytest.mark.parametrize("backbone", ["a b:build", ":build", "package:", "a:b:c", "os:system('x')"])
 def test_a_config_takes_import_paths_only(backbone: str) -> None:
-    from stack.image_config import ImageModel
+    from stack.settings.image_models import ImageModel
 
     with pytest.raises(ValidationError, match=r"package\.module:function"):
         ImageModel.model_validate({"name": "net", "backbone": backbone}, context={"folder": "."})

@@ -24,10 +24,10 @@ from image_models.processes import run_parallel
 from stack.blend.blender import Blender
 from stack.blend.nested import blend_nested
 from stack.blend.state import blender_from_state, blender_state
-from stack.config import read_config
 from stack.metrics.intervals import bootstrap_scores
 from stack.metrics.own_metric import NAME_PATTERN, own_metric, own_value
 from stack.metrics.scores import objective_label, score
+from stack.settings.config import read_config
 
 GOOD = """
 import numpy as np

@@ -13,9 +13,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import dermstack.serve.image_runs
 import image_models.fit
 import stack.blend.logistic
-import stack.features
-import stack.level2
-import stack.level2_matrices
+import stack.level2.features
+import stack.level2.matrices
+import stack.level2.stackers
 import stack.submission
 from dermstack.serve.bundle import read_bundle
 from dermstack.serve.new_rows import read_new_rows
@@ -40,14 +40,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
 
         monkeypatch.setattr(module, name, watched)
 
-    watch(stack.level2, "read_embeddings")
-    watch(stack.level2_matrices, "fold_matrix")
+    watch(stack.level2.stackers, "read_embeddings")
+    watch(stack.level2.matrices, "fold_matrix")
     watch(stack.blend.logistic, "minimize")
     watch(stack.submission, "calibrate_nested")
     watch(image_models.fit, "fit_head")
     watch(image_models.frozen_head.LinearHead, "logit")
     watch(dermstack.serve.image_runs, "alignments")
-    watch(stack.features.FoldFeatures, "transform")
+    watch(stack.level2.features.FoldFeatures, "transform")
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dermstack import parquet
 from dermstack.memory import limited_memory
-from stack.cells import read_cells
+from stack.tables.cells import read_cells
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are set on Linux alone")

@@ -15,9 +15,9 @@ from conftest import run_cli, small_config
 import dermstack
 from dermstack import ConfigError, DataError, StoreError, run_oof, run_stack
 from dermstack.pipeline import open_config
-from stack.config import read_config
 from stack.console import Out
 from stack.metrics.scores import auc
+from stack.settings.config import read_config
 
 pytestmark = pytest.mark.usefixtures("drift_fitted_once")
 

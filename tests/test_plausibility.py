@@ -15,9 +15,9 @@ from scipy.stats import ks_2samp, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import StoreError
-from stack.doubts import doubts
 from stack.experiment import Experiment
-from stack.plausibility import Comparison, _distance, correlations, facts_table, run_facts
+from stack.predictions.doubts import doubts
+from stack.predictions.plausibility import Comparison, _distance, correlations, facts_table, run_facts
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from stack.blend.pooling import (
 )
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc
-from stack.predictions import Predictions
-from stack.ranks import AVERAGED
+from stack.predictions.joined import Predictions
+from stack.predictions.ranks import AVERAGED
 
 FOLDS = 4
 METHODS = ("rank_mean", "logistic")

@@ -11,7 +11,7 @@ import pytest
 from scipy.special import expit, logit
 
 from dermstack.errors import DataError
-from stack.prediction_files import Files, ImportedColumns, Part, read_parts
+from stack.imported.prediction_files import Files, ImportedColumns, Part, read_parts
 
 COLUMNS = ImportedColumns("id", "p", "fold", nets="n")
 PLAIN = ImportedColumns("id", "p", "fold")

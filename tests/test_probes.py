@@ -12,14 +12,14 @@ from conftest import run_cli
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 from sklearn.metrics import roc_auc_score
 
-import stack.probes
+import stack.level2.probes
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.level1 import level1_runs
-from stack.predictions import predictions_of, standardised, stored_scales
-from stack.probes import Probe, Probed, _plain_fold, make_probes, probe_table, stored_probes
+from stack.level1.image_runs import level1_runs
+from stack.level2.probes import Probe, Probed, _plain_fold, make_probes, probe_table, stored_probes
+from stack.level2.stored_features import stored_matrix
+from stack.predictions.joined import predictions_of, standardised, stored_scales
 from stack.store import Run, read_run
-from stack.stored_features import stored_matrix
 
 GBDT = {"name": "gbdt", "kind": "lightgbm", "bags": 2, "params": {"rounds": 25, "patience": 5}}
 LINE = {"name": "line", "kind": "logistic"}
@@ -101,14 +101,14 @@ def test_the_stored_models_give_the_out_of_fold_logits(tmp_path: Path) -> None:
         ids = experiment.table.train["id"][experiment.folds.frame["fold"] == fold]
         np.testing.assert_array_equal(plain.bag, oof.set_index("id").loc[ids, "logit"])
         held = stored_matrix(experiment, config.features, run, {}, level1, fold).held
-        np.testing.assert_array_equal(plain.bag, stack.probes._stored_bag(run, fold).logit(held))
+        np.testing.assert_array_equal(plain.bag, stack.level2.probes._stored_bag(run, fold).logit(held))
         assert not np.array_equal(plain.first, plain.bag), "a bag of two"
 
 
 def test_a_gbdt_probe_with_nothing_changed_is_its_first_model(tmp_path: Path) -> None:
     """The same rows in the same order, seed and rounds: what differs in a probe is the columns alone."""
-    from stack.features import fold_matrix
-    from stack.level2 import fit_fold
+    from stack.level2.features import fold_matrix
+    from stack.level2.stackers import fit_fold
 
     experiment = stacked(tmp_path, GBDT)
     run = run_of(experiment, "gbdt")

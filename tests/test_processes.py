@@ -18,8 +18,8 @@ import yaml
 from dermstack.errors import ImageError
 from image_models.dataset import Batch, CachedImages, load_batches
 from image_models.processes import explain_death
-from stack.config import config_of
 from stack.parallel import Pending, start_together
+from stack.settings.config import config_of
 
 MINIMAL: dict[str, Any] = {
     "experiment": "started",
@@ -235,7 +235,7 @@ NOT_ASKED_FOR = """
 import sys, time
 from functools import partial
 from pathlib import Path
-from stack.config import config_of
+from stack.settings.config import config_of
 from stack.parallel import start_together
 
 folder = Path(sys.argv[1])

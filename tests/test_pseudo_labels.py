@@ -14,15 +14,15 @@ from scipy.special import expit
 from test_level1_folds import Rows
 
 from dermstack.errors import ConfigError
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import IN_MEMORY, Experiment, open_experiment
-from stack.image_config import ImageModel
-from stack.level1 import check_image_models, level1_inputs
-from stack.level1_folds import TrainedFold, trained_tasks
+from stack.level1.folds import TrainedFold, trained_tasks
+from stack.level1.image_runs import check_image_models, level1_inputs
+from stack.level1.pseudo_labels import pseudo_rows, rounds_of
 from stack.plan.steps import Step, image_step
 from stack.plan.steps import _next as next_command
-from stack.pseudo_labels import pseudo_rows, rounds_of
+from stack.settings.config import read_config
+from stack.settings.image_models import ImageModel
 from stack.store import prediction_frame, read_run, write_run
 
 TINY = {"backbone": "test_resnet", "pretrained": False, "size": 32, "epochs": 1, "batch_size": 16}

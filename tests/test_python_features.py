@@ -12,8 +12,8 @@ from conftest import run_cli
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
 from dermstack.errors import ConfigError, DataError
-from stack.config import Features
 from stack.experiment import Experiment
+from stack.settings.config import Features
 from stack.store import read_run
 
 GOOD = """

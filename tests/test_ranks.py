@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from dermstack.errors import DataError
-from stack import ranks as module
-from stack.ranks import AVERAGED, Ecdf, NetRanks
+from stack.predictions import ranks as module
+from stack.predictions.ranks import AVERAGED, Ecdf, NetRanks
 
 COLUMNS = st.lists(st.floats(-1e100, 1e100) | st.integers(-5, 5).map(float), min_size=1, max_size=30)
 

@@ -15,8 +15,8 @@ from image_models.settings import Training
 from reference.command_line import commands_page
 from reference.config_keys import config_page, key_sentences, sections
 from reference.sentences import field_sentences, sentences
-from stack.config import Config
-from stack.image_config import Strict
+from stack.settings.config import Config
+from stack.settings.image_models import Strict
 
 SOURCE = '''
 class Other:

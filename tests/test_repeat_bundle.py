@@ -18,8 +18,8 @@ from dermstack.serve.stages import SeenRows
 from dermstack.serve.write_bundle import write_bundle
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.predictions import predictions_of
-from stack.repeats import repeated
+from stack.predictions.joined import predictions_of
+from stack.predictions.repeats import repeated
 from stack.store import read_run
 
 OFTEN = (

@@ -12,10 +12,10 @@ from imported_experiment import import_frames, opened_experiment, predictions, w
 
 from dermstack.errors import StoreError
 from stack.experiment import Experiment
-from stack.features import early_stopping_rows, fold_matrix, view_columns
-from stack.level1 import level1_runs
-from stack.predictions import predictions_of, standardised
-from stack.repeats import mean_of_repeats, repeated
+from stack.level1.image_runs import level1_runs
+from stack.level2.features import early_stopping_rows, fold_matrix, view_columns
+from stack.predictions.joined import predictions_of, standardised
+from stack.predictions.repeats import mean_of_repeats, repeated
 from stack.store import prediction_frame, read_run
 from tabular.fit_bag import BagSettings, fit_bag
 

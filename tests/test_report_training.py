@@ -15,8 +15,8 @@ from test_report import make_data
 
 from dermstack.report.report import Training, report_html
 from dermstack.report.training import at_the_limit, missing_curves, training_figure, training_of
+from stack.level1.training_curves import TrainingCurve
 from stack.store import Run
-from stack.training_curves import TrainingCurve
 
 
 def curve(fold: int, losses: list[float], aucs: list[float] | None = None, *, run: str = "net", seed: int = 0):

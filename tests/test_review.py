@@ -23,11 +23,11 @@ from dermstack.serve.evaluate import cut_columns
 from dermstack.serve.expectations import measure_promise
 from dermstack.serve.manifest import Manifest
 from dermstack.serve.patient import Ensemble, Photo, read_patient
-from stack.columns import TableColumns
-from stack.config import config_of
 from stack.metrics.risk_control import guaranteed_threshold
 from stack.review import review_of
+from stack.settings.config import config_of
 from stack.store import read_run
+from stack.tables.columns import TableColumns
 
 Capture = pytest.CaptureFixture[str]
 BAND = {"sensitivity": 0.8, "specificity": 0.7, "confidence": 0.8, "test": "approximate"}

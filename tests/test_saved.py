@@ -55,7 +55,7 @@ def stored(folder: Path, name: str) -> tuple[Run, ImageCache]:
 def encoded(run: Run, fold: int, small_data: Path, ids: Any) -> np.ndarray | None:
     if not run.meta["settings"]["metadata"]:
         return None
-    from stack.table import read_table
+    from stack.tables.table import read_table
 
     columns = {"id": "image_name", "group": "patient_id", "target": "target", "age": "age_approx", "sex": "sex"}
     rows = read_table(small_data / "train.csv", None, columns=columns).train.set_index("id").loc[ids].reset_index()

@@ -19,13 +19,13 @@ from dermstack.errors import StoreError
 from dermstack.serve.manifest import Manifest
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import fold_matrix
-from stack.importance import importance
-from stack.level1 import level1_runs
+from stack.level1.image_runs import level1_runs
+from stack.level2.features import fold_matrix
+from stack.level2.importance import importance
+from stack.level2.probes import _stored_bag, _with_rows_alone, make_probes
 from stack.metrics.scores import auc
 from stack.plan.steps import make_plan
-from stack.predictions import net_scales, predictions_of, standardised, stored_scales
-from stack.probes import _stored_bag, _with_rows_alone, make_probes
+from stack.predictions.joined import net_scales, predictions_of, standardised, stored_scales
 from stack.store import Run, read_run
 from stack.tune.run import tune_gbdt
 

@@ -26,14 +26,14 @@ from dermstack.serve.expectations import _head_logits, lacking_columns, measure_
 from dermstack.serve.new_rows import NewRows, read_new_rows, report_rows, table_notes
 from dermstack.serve.predict import PredictOptions, predict_rows, predict_with_dropped
 from dermstack.serve.words import unknown_words
-from stack.columns import NO_COLUMNS
-from stack.config import read_config
 from stack.console import Out
-from stack.data_config import NO_RULES
 from stack.experiment import open_experiment
-from stack.level1 import level1_runs
+from stack.level1.image_runs import level1_runs
 from stack.metrics.scores import auc
+from stack.settings.config import read_config
+from stack.settings.data import NO_RULES
 from stack.store import read_run
+from stack.tables.columns import NO_COLUMNS
 
 QUIET = Out(quiet=True)
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from stack.metrics.by_source import OverSources
 from stack.metrics.intervals import Interval
-from stack.source_estimates import (
+from stack.sources.estimates import (
     HELD_OUT,
     OWN,
     REFITTED,

@@ -20,15 +20,15 @@ from table_layouts import written_bytes
 import dermstack
 from dermstack.pipeline import StackResult, run_stack
 from image_models.speed import Speed
-from stack.config import config_of, read_config
 from stack.console import Out
 from stack.experiment import BY_SOURCE, ONE_SHARE, Experiment
 from stack.history import leftovers
-from stack.image_config import ImageModel
 from stack.plan import steps
 from stack.plan.steps import Plan, make_plan
-from stack.source_estimates import HELD_OUT, LEVEL_2_ONLY, OWN, REFITTED, SEEN, TRAINED_AGAIN, source_sentences
+from stack.settings.config import config_of, read_config
+from stack.settings.image_models import ImageModel
 from stack.source_experiment import experiment_by_source, units_of_sources
+from stack.sources.estimates import HELD_OUT, LEVEL_2_ONLY, OWN, REFITTED, SEEN, TRAINED_AGAIN, source_sentences
 from stack.tuned import enabled_models
 
 pytestmark = pytest.mark.usefixtures("drift_fitted_once")

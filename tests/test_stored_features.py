@@ -8,10 +8,10 @@ import numpy as np
 
 from dermstack.pipeline import open_config
 from stack.console import Out
-from stack.features import fold_matrix
-from stack.predictions import predictions_of, read_embeddings, standardised, stored_scales
+from stack.level2.features import fold_matrix
+from stack.level2.stored_features import in_order, stored_matrix, transforms_fingerprint
+from stack.predictions.joined import predictions_of, read_embeddings, standardised, stored_scales
 from stack.store import read_run
-from stack.stored_features import in_order, stored_matrix, transforms_fingerprint
 
 
 def test_the_stored_transforms_make_the_matrix_of_the_fit(bundled_experiment: Path) -> None:

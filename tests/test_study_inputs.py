@@ -16,11 +16,11 @@ from imported_experiment import command_error, import_frames, opened_experiment,
 
 from dermstack.errors import StoreError
 from image_models.settings import Training
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.image_config import ImageModel
-from stack.level1 import level1_runs
+from stack.level1.image_runs import level1_runs
+from stack.settings.config import read_config
+from stack.settings.image_models import ImageModel
 from stack.store import sha256
 from stack.study_inputs import (
     GBDT_TUNED,
@@ -229,7 +229,7 @@ def test_settings_of_the_blend_reach_its_studies(config: Path, monkeypatch: pyte
 def test_settings_of_a_stacker_reach_its_studies(override: str, config: Path, tmp_path: Path) -> None:
     """Trial by trial, the scores are of models with these settings: brute force, by the stacker's own fit."""
     import stack.tune.run as module
-    from stack.features import early_stopping_rows
+    from stack.level2.features import early_stopping_rows
     from stack.metrics.scores import auc
     from tabular.fit_bag import BagSettings, ColumnRoles, Sampling, fit_bag
     from tabular.gbdt_libraries import DEFAULTS

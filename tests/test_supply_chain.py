@@ -101,8 +101,8 @@ def test_the_limits_in_the_promises_are_those_of_the_code() -> None:
     from dermstack.serve.connections import IDLE_SECONDS, MAX_CONNECTIONS
     from image_models.io.decode import MAX_ENCODED_BYTES, MAX_PIXELS
     from image_models.io.tfrecord import MAX_VALUES
-    from stack.cells import MAX_CSV_COLUMNS
-    from stack.yaml_text import MAX_YAML_NODES
+    from stack.settings.yaml_text import MAX_YAML_NODES
+    from stack.tables.cells import MAX_CSV_COLUMNS
 
     text = " ".join(Path(ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
     for said in (

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from test_docs import TEXTS, blocks
 
 from image_models.settings import Training
-from stack.config import Config
+from stack.settings.config import Config
 
 METADATA = ("age", "sex", "site")
 

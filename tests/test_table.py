@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermstack.errors import ConfigError, DataError
-from stack.table import _numbers, read_new_frame, read_table
+from stack.tables.table import _numbers, read_new_frame, read_table
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COLUMNS = {"id": "image", "group": "patient", "target": "y", "age": "years", "sex": "sex", "site": "where"}

@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import TabularError
-from stack.features import early_stopping_rows, encoding_parts
+from stack.level2.features import early_stopping_rows, encoding_parts
 from stack.store import read_run
 from tabular.fit_bag import BagSettings, ColumnRoles, fit_bag, strongest_columns
 from tabular.models import ENCODING_FILE, read_bag, write_bag

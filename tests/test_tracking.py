@@ -31,10 +31,10 @@ from dermstack import tracking
 from dermstack.errors import ConfigError
 from dermstack.pipeline import run_stack
 from dermstack.tracking import Record, check_tracking, log_mlflow, log_tensorboard, log_wandb, make_record, track
-from stack.config import Mlflow, Wandb, read_config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import append_ledger, run_table
+from stack.settings.config import Mlflow, Wandb, read_config
 from stack.store import Run, write_run
 from stack.up_to_date import nothing_to_do
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import StoreError
+from stack.level1.training_curves import curve_table, training_curves
 from stack.store import Run, read_run, write_run
-from stack.training_curves import curve_table, training_curves
 
 
 def write_history(folder: Path, history: pd.DataFrame) -> Path:

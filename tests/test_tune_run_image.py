@@ -12,11 +12,11 @@ from conftest import run_cli, small_config
 
 from image_models.fit import TrainingRows
 from image_models.settings import Callbacks
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment
 from stack.folds import inner_split
 from stack.images import with_images
+from stack.settings.config import read_config
 from stack.tune.run import _image_objective
 
 TINY = {

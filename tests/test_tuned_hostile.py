@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dermstack.errors import StoreError
-from stack.image_config import ImageModel
+from stack.settings.image_models import ImageModel
 from stack.tuned import enabled_models, tuned_params, tuned_weights
 
 MODEL = ImageModel(name="net", backbone="test_resnet", pretrained=False)

@@ -20,7 +20,6 @@ from unit_experiment import UNIT, import_readers, units_of, write_breasts
 from dermstack.errors import DataError, DermstackError
 from dermstack.pipeline import StackResult, run_oof, run_stack
 from stack.blend.calibration import calibrate_nested
-from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fold_needs import check_study_needs
@@ -29,6 +28,7 @@ from stack.leaderboard import read_entries, same_rows
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc
 from stack.plan.steps import make_plan
+from stack.settings.config import read_config
 from stack.store import Run
 from stack.submission import run_blend
 from stack.unit_rows import pooled_run, unit_rows

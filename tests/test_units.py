@@ -1,4 +1,4 @@
-"""stack.units: which column names the unit of an image, and which tables are refused."""
+"""stack.tables.units: which column names the unit of an image, and which tables are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imported_experiment import opened_experiment
 from unit_experiment import UNIT, import_readers, units_of, write_breasts
 
 from dermstack.errors import ConfigError, DataError
-from stack.config import read_config
+from stack.settings.config import read_config
 from stack.store import fingerprint
 
 

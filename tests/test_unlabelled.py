@@ -34,12 +34,12 @@ from dermstack.report.row_flow import (
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.images import sources_of
-from stack.level1 import check_image_models, level1_inputs
-from stack.level1_folds import TrainedFold, trained_tasks
-from stack.pseudo_labels import pseudo_rows
+from stack.level1.folds import TrainedFold, trained_tasks
+from stack.level1.image_runs import check_image_models, level1_inputs
+from stack.level1.pseudo_labels import pseudo_rows
+from stack.level1.unlabelled_labels import _folder, _inputs, shown
 from stack.store import Run, prediction_frame, read_run, write_run
-from stack.unlabelled import shown_folds
-from stack.unlabelled_labels import _folder, _inputs, shown
+from stack.tables.unlabelled import shown_folds
 
 Capture = pytest.CaptureFixture[str]
 COLUMNS = {"id": "image_name", "age": "age_approx", "sex": "sex", "site": "anatom_site_general_challenge"}

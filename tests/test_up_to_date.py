@@ -17,7 +17,7 @@ import stack.up_to_date
 from dermstack import run_stack
 from dermstack.pipeline import StackSteps
 from image_models.locks import locked
-from stack.config import read_config
+from stack.settings.config import read_config
 from stack.store import read_run
 from stack.up_to_date import RECORD, Finished, files_in, nothing_to_do
 

@@ -12,7 +12,7 @@ import yaml
 from conftest import assert_predicts_as_submitted, run_cli, small_config
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
-from stack.config import read_config
+from stack.settings.config import read_config
 from stack.store import Run, read_run
 
 LINE = {"name": "line", "kind": "logistic"}

@@ -18,7 +18,7 @@ from stack.blend.calibration import fit_platt
 from stack.blend.fold_average import average_scores, calibrate_average
 from stack.blend.nested import blend_nested
 from stack.metrics.expected_positives import calibration_noise, expected_positives
-from stack.predictions import Predictions
+from stack.predictions.joined import Predictions
 from stack.submission import fold_scores
 
 Floats = NDArray[np.float64]

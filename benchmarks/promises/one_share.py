@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.promises.promise import Promise
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc
-from stack.one_share import log_odds
+from stack.predictions.one_share import log_odds
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

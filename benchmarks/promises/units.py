@@ -13,8 +13,8 @@ from stack.blend.pooling import blend_pooled, pool_all, pool_predictions, poolin
 from stack.metrics.intervals import interval
 from stack.metrics.risk_control import guaranteed_threshold
 from stack.metrics.scores import auc
-from stack.predictions import Predictions
-from stack.ranks import AVERAGED
+from stack.predictions.joined import Predictions
+from stack.predictions.ranks import AVERAGED
 
 FOLDS, GROUPS, FRESH = 4, 120, 3000  # patients with two units each, of one to four images
 POOLINGS = ("mean", "maximum", "noisy_or")

@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from dermstack.audit.finding import Finding
 from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, column_association, one_hot
 from stack.experiment import Experiment
-from stack.features import metadata_of_models
 from stack.images import with_acquisition
+from stack.level2.features import metadata_of_models
+from stack.level2.probes import stored_probes
 from stack.metrics.intervals import Interval, paired_difference
 from stack.metrics.scores import auc
-from stack.probes import stored_probes
 from stack.store import Run, row_positions_in_run
 
 WARNING_AUC = 0.55  # a significant fact is a warning if its own AUC is above this, else a note

@@ -12,7 +12,7 @@ from dermstack.audit.drift import drift
 from dermstack.audit.single_column import column_auc, out_of_fold_rates
 from stack.folds import Folds
 from stack.metrics.scores import Floats
-from stack.table import Table
+from stack.tables.table import Table
 
 MAX_DRIFT_ROWS = 5_000  # rows of train and of test, of whole groups, in which distances are measured
 _QUANTILES = {"low": 0.05, "middle": 0.5, "high": 0.95}

@@ -12,11 +12,11 @@ from dermstack.audit.adversarial_validation import adversarial_validation, adver
 from dermstack.audit.finding import Finding, Severity
 from dermstack.audit.single_column import FALSE_ALARM_RATE, column_auc, mirrored
 from stack.experiment import Experiment
-from stack.features import metadata_of_models
 from stack.images import with_acquisition
+from stack.level2.features import metadata_of_models
 from stack.metrics.scores import Floats
 from stack.parallel import run_with_threads
-from stack.table import ACQUISITION, Table
+from stack.tables.table import ACQUISITION, Table
 
 _DRAWS = 200
 

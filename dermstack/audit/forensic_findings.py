@@ -16,9 +16,9 @@ from stack.forensics.claim import BlendClaim
 from stack.forensics.files import ReadRun
 from stack.forensics.folds import SIGNIFICANCE
 from stack.forensics.label_rows import GROUP, TARGET, LabelRows
-from stack.keys import contained
 from stack.metrics.intervals import Interval, clustered_auc
-from stack.plausibility import QUANTILES, quantile_text
+from stack.predictions.plausibility import QUANTILES, quantile_text
+from stack.tables.keys import contained
 
 FEW_LACKING = 0.05  # share of rows without a prediction up to which this is a note
 SCALES_DIFFER = SIGNIFICANCE  # p-value of a difference between the scales of fold nets that is reported

@@ -22,7 +22,6 @@ from dermstack.audit.forensic_findings import (
 from dermstack.audit.runs import excess_findings, held_out_findings, scale_findings, scale_shift
 from dermstack.errors import DataError
 from stack.console import Out
-from stack.doubts import doubts
 from stack.forensics.claim import (
     BlendClaim,
     as_probabilities,
@@ -35,13 +34,14 @@ from stack.forensics.claim import (
 from stack.forensics.files import NamedColumns, ReadRun, read_run_files
 from stack.forensics.folds import groups_torn, infer_folds, scale_differences_p
 from stack.forensics.label_rows import LabelRows, open_labels
-from stack.import_oof import Source
-from stack.keys import contained, positions_of
+from stack.imported.prediction_files import Files
+from stack.imported.run import Source
 from stack.metrics.intervals import Interval
 from stack.metrics.scores import Floats, auc_by_fold
-from stack.net_scale import scale_differences
-from stack.plausibility import RunFacts, run_facts
-from stack.prediction_files import Files
+from stack.predictions.doubts import doubts
+from stack.predictions.net_scale import scale_differences
+from stack.predictions.plausibility import RunFacts, run_facts
+from stack.tables.keys import contained, positions_of
 
 Ints = NDArray[np.intp]
 
@@ -180,7 +180,7 @@ def runs_with_errors(findings: Iterable[FileFinding]) -> set[str]:
 
 
 def _has_column(path: Path, name: str | None) -> bool:
-    from stack.cells import read_columns
+    from stack.tables.cells import read_columns
 
     return name is not None and name in read_columns(path)
 
@@ -300,7 +300,7 @@ def _same(a: Ints, b: Ints) -> bool:
 def _examined(
     run: ReadRun, facts: RunFacts, origin: str, rows: LabelRows, runs: Sequence[ReadRun], theirs: str
 ) -> tuple[Examined, list[Finding]]:
-    """Returns the numbers and the findings of one run, without those of `stack.doubts`."""
+    """Returns the numbers and the findings of one run, without those of `stack.predictions.doubts`."""
     experiment, place = rows.experiment, _places(run, rows)
     fold, group = run.oof["fold"].to_numpy(np.intp), _groups(rows)[place]
     known = run.folds if len(run.folds) > 1 else ()

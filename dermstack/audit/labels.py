@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from dermstack.audit.finding import Finding
 from stack.experiment import Experiment
 from stack.metrics.scores import Floats
-from stack.predictions import predictions_of, standardised
+from stack.predictions.joined import predictions_of, standardised
 from stack.store import Run, fingerprint, read_run, row_positions_in_run, write_run
 
 COLUMNS = ("id", "target", "doubt", "p", "neighbours", "like")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dermstack.audit.finding import Finding, Severity, worst_first
 from dermstack.errors import DataError
 from dermstack.listing import counted
-from stack.table import Table
+from stack.tables.table import Table
 
 PAIR_KINDS = ("different targets", "train and test", "across groups", "within a group")
 SYSTEMATIC_SHARE = 0.5  # above this share of images with one fault, the whole data set has it

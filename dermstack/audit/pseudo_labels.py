@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from dermstack.audit.finding import Finding
 from dermstack.audit.second_round import NetScores, SecondRound, second_round
 from stack.experiment import Experiment
-from stack.plausibility import is_fresh
-from stack.pseudo_labels import SAME_LOGIT
+from stack.level1.pseudo_labels import SAME_LOGIT
+from stack.level1.unlabelled_labels import shown
+from stack.predictions.plausibility import is_fresh
 from stack.store import Run
-from stack.unlabelled_labels import shown
 
 _LEVEL = 0.01  # of a false alarm, over all imported runs
 

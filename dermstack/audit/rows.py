@@ -13,15 +13,15 @@ from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
 from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, column_association
 from dermstack.errors import DataError
 from dermstack.listing import first_of
-from stack.cells import read_cells
-from stack.column_choice import PROXY_AUC
-from stack.columns import fits, known_cells
 from stack.experiment import Experiment, train_pairs
-from stack.features import csv_of_models, metadata_of_models
-from stack.keys import fold_labels, is_missing_fold
-from stack.missing_codes import MissingCode, declared, listed_codes, missing_codes
-from stack.table import ACQUISITION
-from stack.table_checks import SENTINELS
+from stack.level2.features import csv_of_models, metadata_of_models
+from stack.tables.cells import read_cells
+from stack.tables.checks import SENTINELS
+from stack.tables.column_choice import PROXY_AUC
+from stack.tables.columns import fits, known_cells
+from stack.tables.keys import fold_labels, is_missing_fold
+from stack.tables.missing_codes import MissingCode, declared, listed_codes, missing_codes
+from stack.tables.table import ACQUISITION
 from tabular.relative import LARGEST
 
 LARGE_GROUP_RATIO = 5  # a group with this many times the 99th percentile of the other sizes is reported
@@ -74,7 +74,7 @@ def listed_duplicate_findings(experiment: Experiment) -> list[Finding]:
             severity, what, remedy = _LISTED_PAIR_FINDINGS[kind]
             example = f"first {some['id_1'].iloc[0]} and {some['id_2'].iloc[0]}"
             found.append(Finding(severity, what, f"{len(some)} of {len(pairs)} pairs{beside}", remedy, example))
-    # These have effects of their own: see `stack.unlabelled` and `stack.external`.
+    # These have effects of their own: see `stack.tables.unlabelled` and `stack.tables.external`.
     further = {*experiment.unlabelled["id"], *experiment.listed_copies["id"]}
     if strangers := int((~also).sum() - pairs[~also].isin(further).any(axis=1).sum()) - len(made):
         evidence = f"{strangers} of {len(pairs)} pairs"

@@ -21,14 +21,14 @@ from dermstack.errors import ConfigError
 from dermstack.listing import counted
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import metadata_of_models
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
 from stack.json_files import sha256_once
+from stack.level1.unlabelled_labels import rows_input
+from stack.level2.features import metadata_of_models
 from stack.parallel import Pending, start_together
-from stack.plausibility import is_fresh
-from stack.source_estimates import LeaveSourceOut
+from stack.predictions.plausibility import is_fresh
+from stack.sources.estimates import LeaveSourceOut
 from stack.store import Run, atomic, fingerprint
-from stack.unlabelled_labels import rows_input
 
 ROWS, RUNS = "rows", "runs"  # parts of the audit; that of the rows stays as it is where only runs change
 SECOND_LOOK = "second_look.csv"

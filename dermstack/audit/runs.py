@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from dermstack.audit.finding import Finding, worst_first
 from dermstack.audit.folds import RENUMBERED_FOLDS, UNKNOWN_FOLDS, HeldOutVerdict, held_out_verdict
 from dermstack.errors import DataError
-from stack.doubts import doubts
 from stack.experiment import Experiment
-from stack.features import CATEGORICAL, NUMERIC
+from stack.level2.features import CATEGORICAL, NUMERIC
 from stack.metrics.intervals import Interval, auc_components, clustered_auc, normal_interval
-from stack.plausibility import is_fresh, run_facts
-from stack.ranks import net_moments
-from stack.run_views import Scores
+from stack.predictions.doubts import doubts
+from stack.predictions.plausibility import is_fresh, run_facts
+from stack.predictions.ranks import net_moments
+from stack.predictions.run_views import Scores
 from stack.store import Run
 from stack.views import blends_run
 from tabular.encode import MetadataEncoder

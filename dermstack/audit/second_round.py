@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
-from stack.plausibility import COPY_CORRELATION
+from stack.predictions.plausibility import COPY_CORRELATION
 
 Floats = NDArray[np.float64]
 Labels = Literal["none seen", "not of each fold", "of each fold", "cannot tell"]

@@ -23,15 +23,15 @@ from dermstack.errors import ConfigError, DataError
 from image_models.frozen_head import fit_head
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import early_stopping_rows, fold_matrix
 from stack.folds import Folds
 from stack.images import require_acquisition
+from stack.level2.features import early_stopping_rows, fold_matrix
 from stack.metrics.scores import Floats
 from stack.metrics.shuffle import auc_within_strata, shuffle_targets
 from stack.parallel import run_folds, run_with_threads
-from stack.predictions import Embedding, Predictions, frozen_embedding, standardised
+from stack.predictions.joined import Embedding, Predictions, frozen_embedding, standardised
 from stack.store import Run
-from stack.table import Table
+from stack.tables.table import Table
 from tabular.fit_bag import BagSettings, ColumnRoles, fit_bag
 
 COMPONENTS = 128  # principal components of the frozen z, over all rows: AUC 0.838 on HAM10000, 0.847 with 1,280

@@ -6,7 +6,7 @@ import math
 
 from dermstack.audit.finding import Finding
 from stack.experiment import Experiment
-from stack.source_estimates import (
+from stack.sources.estimates import (
     HELD_OUT,
     LEVEL_2_ONLY,
     LeaveSourceOut,

@@ -113,9 +113,9 @@ def sources(
     Uses sizes, encodings and colours, and no targets. Writes a csv of id and source; if data.sources names it,
     `stack` estimates the score with these sources held out. Look at the groups before you trust them.
     """
-    from stack.acquisition_sources import find_sources
     from stack.images import caches_in_use
     from stack.outputs import check_output, output_file
+    from stack.sources.acquisition import find_sources
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
     data = experiment.config.data
@@ -146,7 +146,7 @@ def import_dicom(
     Takes image name, patient, sex, age and site, and no other field about the patient.
     """
     from stack.console import Out
-    from stack.import_metadata import check_metadata_csv, dicom_files, read_dicom_metadata, write_metadata
+    from stack.tables.metadata import check_metadata_csv, dicom_files, read_dicom_metadata, write_metadata
 
     out = Out(quiet=quiet)
     check_metadata_csv(csv, replace=replace)
@@ -174,10 +174,10 @@ def import_tfrecord(
 
     Feature names other than Kaggle's, and the meaning of integer codes, come from a config.
     """
-    from stack.config import read_config
     from stack.console import Out
-    from stack.data_config import TFRecords
-    from stack.import_metadata import check_metadata_csv, read_tfrecord_metadata, write_metadata
+    from stack.settings.config import read_config
+    from stack.settings.data import TFRecords
+    from stack.tables.metadata import check_metadata_csv, read_tfrecord_metadata, write_metadata
 
     out = Out(quiet=quiet)
     check_metadata_csv(csv, replace=replace)
@@ -209,9 +209,9 @@ def clean(
     These are runs that were set aside, files of interrupted writes and, with --cache, the image caches. Lists them
     first and asks for confirmation.
     """
-    from stack.config import read_config
     from stack.console import Out
     from stack.history import leftovers, nobody_works, remove_leftovers
+    from stack.settings.config import read_config
 
     out, settings = Out(), read_config(config, tuple(overrides or ()))
     found = leftovers(settings, cache=cache)

@@ -11,7 +11,7 @@ from dermstack.cli.options import QuietOption
 from dermstack.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stack.import_oof import ImportOptions, Source
+    from stack.imported.run import ImportOptions, Source
 
 commands = typer.Typer()
 
@@ -74,9 +74,9 @@ def forensics(
     from dermstack.report.forensics import forensics_html, forensics_json, named_findings
     from stack.console import Out
     from stack.forensics.files import NamedColumns
-    from stack.import_oof import Source
+    from stack.imported.prediction_files import Part
+    from stack.imported.run import Source
     from stack.outputs import check_output, output_file
-    from stack.prediction_files import Part
 
     _check_call(blend, weights, claimed, out, as_json)
     for path, option in ((out, "--out"), (as_json, "--json")):
@@ -126,8 +126,8 @@ def _check_call(
 
 
 def _options(all_rows_prefix: str | None, net_prefix: str | None) -> ImportOptions:
-    from stack.import_oof import ImportOptions
-    from stack.prediction_files import ImportedColumns
+    from stack.imported.prediction_files import ImportedColumns
+    from stack.imported.run import ImportOptions
 
     columns = ImportedColumns("id", "p", "fold", nets=net_prefix)
     return ImportOptions(columns, columns, all_rows_prefix=all_rows_prefix)
@@ -143,7 +143,7 @@ def _sources(
     run_columns: str | None,
 ) -> tuple[list[Source], list[str]]:
     """Returns the runs of the files, and notes on files that are left out."""
-    from stack.import_files import column_sources, found_sources, matching_files
+    from stack.imported.files import column_sources, found_sources, matching_files
 
     if not given:
         raise ConfigError("no file to examine: name out-of-fold files with --oof")

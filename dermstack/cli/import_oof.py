@@ -14,7 +14,7 @@ from dermstack.errors import ConfigError
 if TYPE_CHECKING:
     from stack.console import Out
     from stack.experiment import Experiment
-    from stack.import_oof import ImportOptions, Source
+    from stack.imported.run import ImportOptions, Source
 
 commands = typer.Typer()
 
@@ -115,10 +115,10 @@ def import_oof(
     faulty ones are named and left out, and those that are unchanged since their import are skipped.
     """
     _check_call(sources or [], oof=oof, listed=listed, run_columns=run_columns, test=test, all_rows=all_rows)
-    from stack.import_files import listed_sources, matching_files, parts_of
-    from stack.import_many import import_many
-    from stack.import_oof import ImportOptions, Source, import_source
-    from stack.prediction_files import ImportedColumns
+    from stack.imported.files import listed_sources, matching_files, parts_of
+    from stack.imported.many import import_many
+    from stack.imported.prediction_files import ImportedColumns
+    from stack.imported.run import ImportOptions, Source, import_source
 
     experiment, out = open_for_command(config, overrides, quiet)
     columns = ImportedColumns(
@@ -159,7 +159,7 @@ def _next_command(experiment: Experiment) -> str:
 
 def _found_by_name(experiment: Experiment, named: list[str], options: ImportOptions, out: Out) -> list[Source]:
     """Returns the runs of the folders, patterns and files ``named``; prints what was left out and why."""
-    from stack.import_files import found_sources
+    from stack.imported.files import found_sources
 
     data, runs, cache = experiment.config.data, experiment.config.runs, experiment.config.cache
     known = [data.train, data.test, data.sample_submission, data.duplicates, runs, cache]
@@ -173,7 +173,7 @@ def _found_by_column(
     experiment: Experiment, paths: Sequence[Sequence[Path]], pattern: str, options: ImportOptions
 ) -> list[Source]:
     """Returns a run for each column that fits ``pattern``, of the out-of-fold file and, where given, the test file."""
-    from stack.import_files import column_sources
+    from stack.imported.files import column_sources
 
     if any(len(files) > 1 for files in paths):
         raise ConfigError("--run-columns needs one file in --oof and in --test: name it without a pattern")

@@ -190,7 +190,7 @@ def oof(
     from dermstack.cli.options import show_runs
     from dermstack.pipeline import run_oof
     from stack.console import Out
-    from stack.level1 import advice_without_models
+    from stack.level1.image_runs import advice_without_models
 
     out, given = Out(quiet=quiet), with_by_source(config, overrides, by_source)
     made = run_oof(config, overrides=given, rebuild=rebuild or (), shuffle_target=shuffle_target, out=out)
@@ -234,8 +234,8 @@ def stack(
         show_sources,
         show_stacker,
     )
-    from stack.config import read_config
     from stack.console import Out
+    from stack.settings.config import read_config
     from stack.up_to_date import nothing_to_do
 
     out, given = Out(quiet=quiet), with_by_source(config, overrides, by_source)
@@ -293,8 +293,8 @@ def tune(
     `tuned:`.
     """
     from stack.images import caches_in_use
-    from stack.level1 import level1_locked, level1_runs
-    from stack.level2 import run_stackers
+    from stack.level1.image_runs import level1_locked, level1_runs
+    from stack.level2.stackers import run_stackers
     from stack.store import locked
     from stack.tune.run import tune_blend, tune_gbdt, tune_images
     from stack.tuned import config_line

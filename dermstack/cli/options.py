@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # these import pandas, which is slow and would delay `--help`
     from dermstack.audit.finding import Finding
     from stack.console import Out
     from stack.experiment import Experiment
-    from stack.source_estimates import LeaveSourceOut
+    from stack.sources.estimates import LeaveSourceOut
     from stack.store import Run
 
 
@@ -57,7 +57,7 @@ def with_by_source(config: Path, overrides: list[str] | None, by_source: bool) -
     given = tuple(overrides or ())
     if not by_source:
         return given
-    from stack.config import read_config
+    from stack.settings.config import read_config
 
     settings = read_config(config, given)
     if settings.folds.by == "source":
@@ -74,9 +74,9 @@ def open_for_command(
     config: Path, overrides: list[str] | None, quiet: bool, *, introduced: bool = True
 ) -> tuple[Experiment, Out]:
     """Returns the experiment of a config and the command's output; prints an overview first, or its notes alone."""
-    from stack.config import read_config
     from stack.console import Out
     from stack.experiment import open_experiment, print_overview
+    from stack.settings.config import read_config
 
     out = Out(quiet=quiet)
     given = tuple(overrides or ())
@@ -161,9 +161,9 @@ def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None
     """
     if experiment.shuffled:
         return
-    from stack.doubts import doubts
-    from stack.plausibility import FACTS_TITLE, facts_table, run_facts
-    from stack.run_views import Scores
+    from stack.predictions.doubts import doubts
+    from stack.predictions.plausibility import FACTS_TITLE, facts_table, run_facts
+    from stack.predictions.run_views import Scores
     from stack.views import blends_run
 
     facts = run_facts(experiment, (Scores.of(run) for run in runs))
@@ -228,7 +228,7 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
 def show_sources(out: Out, found: LeaveSourceOut) -> None:
     """Prints the estimates with sources held out beside that of the experiment's own folds."""
     from stack.metrics.scores import objective_label
-    from stack.source_estimates import estimate_table, source_sentences
+    from stack.sources.estimates import estimate_table, source_sentences
 
     out.table(
         estimate_table(found),

@@ -109,7 +109,7 @@ def bundle(
     from dermstack.serve.notebook import check_no_notebook, write_notebook
     from dermstack.serve.write_bundle import write_bundle
     from stack.images import caches_in_use
-    from stack.level1 import level1_locked
+    from stack.level1.image_runs import level1_locked
     from stack.store import locked
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)

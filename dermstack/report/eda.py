@@ -54,13 +54,13 @@ from dermstack.report.eda_tables import (
 from dermstack.report.figures import Drawing
 from dermstack.report.pictures import data_uri
 from dermstack.report.report import TEMPLATE_FOLDER, page_templates, script_policy
-from stack.columns import number_warnings
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.folds import Folds
 from stack.images import smallest_cache_size, with_images
 from stack.store import atomic
-from stack.table import Table
+from stack.tables.columns import number_warnings
+from stack.tables.table import Table
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache

@@ -41,7 +41,6 @@ from dermstack.report.sources import sources_section
 from dermstack.report.training import training_of
 from dermstack.report.units import Scored, scored_rows
 from stack.blend.copies import copies_text
-from stack.columns import described_choices, number_warnings
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import fold_table, rank_correlations, run_table
@@ -53,9 +52,10 @@ from stack.metrics.own_metric import own_label
 from stack.metrics.subgroups import subgroups
 from stack.parallel import Pending
 from stack.review import shown_review
-from stack.source_estimates import stored_leave_source_out
+from stack.sources.estimates import stored_leave_source_out
 from stack.store import Run, atomic, fingerprint, read_run, read_runs
 from stack.study_inputs import current_study_inputs
+from stack.tables.columns import described_choices, number_warnings
 from stack.tune.studies import StudyHistory, read_studies
 from stack.up_to_date import library_versions
 from stack.views import all_runs

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from dermstack.report.ticks import TickFormatter, round_ticks
-from stack.importance import TOP_COLUMNS
+from stack.level2.importance import TOP_COLUMNS
 from stack.metrics.scores import Floats
 from stack.tune.studies import StudyHistory
 
@@ -373,7 +373,7 @@ _BAR_STYLES = ((ACCENT, 1.0), (INK, 0.75), (MUTED, 0.6), (LINE, 1.0))  # colour,
 
 
 def block_importance_figure(name: str, importance: pd.DataFrame) -> Drawing:
-    """Draws a bar for each stacker in each block of `stack.importance.importance`, the largest blocks first."""
+    """Draws a bar for each stacker in each block of `stack.level2.importance.importance`, the largest blocks first."""
     blocks = importance[importance["of"] == "block"]
     sizes = blocks.pivot(index="name", columns="stacker", values="size").fillna(0.0)
     sizes = sizes.loc[sizes.mean(axis=1).sort_values(ascending=False).index, list(dict.fromkeys(blocks["stacker"]))]

@@ -20,7 +20,7 @@ from dermstack.report.tables import HtmlTable, table
 from stack.forensics.claim import BlendClaim
 from stack.metrics.intervals import Interval
 from stack.metrics.measures import jsonable
-from stack.plausibility import facts_table
+from stack.predictions.plausibility import facts_table
 
 MAX_DRAWN = 30  # files in the figure; the tables have all
 _LONG_TABLE = 20  # rows from which a table scrolls

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from stack.experiment import Experiment
-from stack.importance import start_importance
+from stack.level2.importance import start_importance
+from stack.level2.probes import start_probes
 from stack.parallel import Pending
-from stack.probes import start_probes
 from stack.store import Run
 
 
@@ -18,7 +18,7 @@ class Level2(NamedTuple):
     """What the report shows of level 2 beside its scores."""
 
     notes: list[str]
-    importance: pd.DataFrame | None  # `stack.importance.importance`
+    importance: pd.DataFrame | None  # `stack.level2.importance.importance`
 
 
 def start_level2(experiment: Experiment, stackers: list[Run], sources: list[Run], *, of: str = "") -> Pending[Level2]:

@@ -19,14 +19,14 @@ from dermstack.report.report import count, environment, percent
 from dermstack.report.tables import code_span
 from dermstack.report.tables import number as formatted
 from dermstack.report.units import Scored, run_weights, scored_rows
-from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
 from stack.metrics.own_metric import own_label
 from stack.metrics.scores import objective_label
 from stack.metrics.subgroups import SKIN_TONE
-from stack.source_estimates import estimate_table, stored_leave_source_out
+from stack.sources.estimates import estimate_table, stored_leave_source_out
 from stack.store import Run, atomic
+from stack.tables.columns import TableColumns
 from stack.tuned import enabled_models
 from stack.views import all_runs
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from dermstack.report.pseudonyms import pseudonymiser
 from stack.experiment import Experiment
 from stack.fallback import FOLDER, performance
-from stack.source_estimates import headline_note, stored_leave_source_out
+from stack.sources.estimates import headline_note, stored_leave_source_out
 from stack.store import Run, read_run
 
 

@@ -28,8 +28,8 @@ from dermstack.report.report_parts import Parts, report_parts, subgroup_verdicts
 from dermstack.report.review import band_sentences, review_doubts, sentences_on_tests
 from dermstack.report.tables import breakable, head_width, number, signed, with_code_spans
 from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves
-from stack.level2_config import UNEXPLAINED
 from stack.metrics.intervals import Interval
+from stack.settings.level2 import UNEXPLAINED
 
 TEMPLATE_FOLDER = Path(__file__).parent
 

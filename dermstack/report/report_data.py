@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 from numpy.typing import NDArray
 
+from stack.level1.training_curves import TrainingCurve
 from stack.metrics.intervals import Interval
 from stack.review import ReviewResult
-from stack.training_curves import TrainingCurve
 from stack.tune.studies import StudyHistory
 
 
@@ -106,7 +106,7 @@ class ReportData:
     agreement: pd.DataFrame | None = None  # `stack.history.rank_correlations`
     uncut: int = 0  # categorical columns without subgroups, because others come first
     subgroups: pd.DataFrame | None = None  # `stack.metrics.subgroups.subgroups`
-    importance: pd.DataFrame | None = None  # `stack.importance.importance`
+    importance: pd.DataFrame | None = None  # `stack.level2.importance.importance`
     training: Training | None = None
     studies: Sequence[StudyHistory] = ()
     data: DataFacts = field(default_factory=DataFacts)

@@ -10,11 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stack.experiment import Experiment
-from stack.keys import contained
-from stack.pseudo_labels import labels_unlabelled, unlabelled_in_use
+from stack.level1.pseudo_labels import labels_unlabelled, unlabelled_in_use
+from stack.level1.unlabelled_labels import shown
 from stack.store import Run
+from stack.tables.keys import contained
 from stack.tuned import enabled_models
-from stack.unlabelled_labels import shown
 
 UNREADABLE = "image cannot be read"
 SAME_IMAGE = "the same image is in train or test"

@@ -11,7 +11,7 @@ from dermstack.report.figures import Drawing, Estimate, interval_figure
 from dermstack.report.report import Section, page_templates
 from dermstack.report.tables import HtmlTable, table
 from stack.metrics.scores import objective_label
-from stack.source_estimates import (
+from stack.sources.estimates import (
     HELD_OUT,
     SEEN,
     TRAINED_AGAIN,

@@ -22,8 +22,8 @@ from dermstack.report.figures import (
 from dermstack.report.report_data import Training
 from dermstack.report.tables import HtmlTable, table
 from dermstack.report.ticks import round_ticks
+from stack.level1.training_curves import TrainingCurve, curve_table, training_curves
 from stack.store import Run
-from stack.training_curves import TrainingCurve, curve_table, training_curves
 from tabular.gbdt_libraries import DEFAULTS, gbdt_settings
 
 MAX_RUNS = 4  # with more runs, the figures of the others are folded away

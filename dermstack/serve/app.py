@@ -33,7 +33,7 @@ from dermstack.serve.questions import short_number
 from dermstack.serve.standings import percent
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
-from stack.missing_codes import MAX_AGE
+from stack.tables.missing_codes import MAX_AGE
 
 MAX_PICTURES = 50
 MAX_ASKED = 6  # columns without a role that the form asks for; the others are folded away

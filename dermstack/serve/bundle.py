@@ -23,12 +23,12 @@ from pydantic import ValidationError
 
 from dermstack.errors import BundleError, StoreError
 from dermstack.serve.manifest import ImageRun, ImportedRun, Manifest, image_runs, imported_runs, is_inside
-from stack.columns import TableColumns
-from stack.data_config import ColumnRules, PredictPer
 from stack.metrics.review_band import Band, band_from_record
 from stack.metrics.scores import objective_label
+from stack.settings.data import ColumnRules, PredictPer
 from stack.store import array_from_bytes, verify_digest, with_digest
-from stack.units import unit_columns, unit_name
+from stack.tables.columns import TableColumns
+from stack.tables.units import unit_columns, unit_name
 
 # The format grows when an older reader would misread a newer bundle; each bundle has the oldest one that can read it.
 FORMAT_OF_IMAGES = 1

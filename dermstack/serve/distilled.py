@@ -17,7 +17,7 @@ from dermstack.errors import BundleError
 from image_models.settings import is_own_backbone
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.level1 import level1_runs
+from stack.level1.image_runs import level1_runs
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.plan.costs import prediction_seconds
 from stack.store import Run, read_run

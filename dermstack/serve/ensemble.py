@@ -24,14 +24,14 @@ from stack.blend.blender import Blender
 from stack.blend.calibration import Calibrator, Rescaled, calibrator_from_state
 from stack.blend.pooling import nets_of_units, pool_logits, pool_unseen
 from stack.blend.state import blender_from_state
-from stack.columns import empty_values
 from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
-from stack.features import FoldFeatures
-from stack.level2_config import Features
-from stack.predictions import Predictions
+from stack.level2.features import FoldFeatures
+from stack.predictions.joined import Predictions
+from stack.settings.level2 import Features
 from stack.submission import score_unseen
-from stack.table import ACQUISITION
-from stack.units import UNIT
+from stack.tables.columns import empty_values
+from stack.tables.table import ACQUISITION
+from stack.tables.units import UNIT
 
 # What reading and applying the parts of a bundle raises where they are not what dermstack writes.
 CONTENT_ERRORS: tuple[type[Exception], ...] = (DermstackError, LookupError, TypeError, ValueError, AttributeError)

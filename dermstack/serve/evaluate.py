@@ -27,16 +27,16 @@ from dermstack.serve.predict_files import warn_of_fallback, write_csv
 from dermstack.serve.review import check_review
 from dermstack.serve.units import rows_to_predict, targets_to_predict, units_note
 from image_models.io.readers import PLAIN_NAMES, FileNames
-from stack.cells import as_text, read_cells
-from stack.columns import TableColumns
 from stack.console import Out
-from stack.keys import keys_as_in
 from stack.metrics.measures import Purpose, check_classes, jsonable
 from stack.metrics.subgroups import columns_to_cut, with_skin_tone
 from stack.metrics.validation import InternalValidation, Validation, validate
 from stack.outputs import check_output, check_output_folder, output_file
 from stack.store import fingerprint, frame_fingerprint
-from stack.table import read_external_frame
+from stack.tables.cells import as_text, read_cells
+from stack.tables.columns import TableColumns
+from stack.tables.keys import keys_as_in
+from stack.tables.table import read_external_frame
 
 _MAX_LISTED = 5  # ids in a message
 _FILES = "evaluation.json", "evaluation.html", "predictions.csv", "dropped.csv"

@@ -23,17 +23,17 @@ from dermstack.serve.stages import SeenRows
 from dermstack.serve.words import known_words
 from image_models.net_files import WEIGHTS
 from image_models.saved import head_logits
-from stack.columns import fits
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import metadata_of_models
+from stack.level2.features import metadata_of_models
 from stack.metrics.intervals import Z95, Interval, paired_difference
 from stack.metrics.measures import jsonable
 from stack.metrics.subgroups import columns_to_cut, with_skin_tone
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json
-from stack.predictions import predictions_of, read_embeddings
-from stack.repeats import repeated
+from stack.predictions.joined import predictions_of, read_embeddings
+from stack.predictions.repeats import repeated
 from stack.store import Run, row_positions
+from stack.tables.columns import fits
 from stack.unit_rows import scored_experiment, unit_rows
 
 PROMISE_FILE = "promise.json"

@@ -16,15 +16,15 @@ from dermstack.errors import BundleError, ConfigError, DataError
 from dermstack.listing import counted
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.manifest import ImportedRun
-from stack.array_ids import is_array, is_ids_file
-from stack.cells import UNNAMED_INDEX
-from stack.import_files import SUFFIXES, matching_files, name_stem, named_file, parts_of
-from stack.import_folds import net_label
-from stack.import_oof import to_logit
-from stack.keys import keys_as_in, other_spelling, positions_of
-from stack.prediction_files import Files, ImportedColumns, Part, read_parts
-from stack.ranks import AVERAGED
+from stack.imported.files import SUFFIXES, matching_files, name_stem, named_file, parts_of
+from stack.imported.folds import net_label
+from stack.imported.prediction_files import Files, ImportedColumns, Part, read_parts
+from stack.imported.run import to_logit
+from stack.predictions.ranks import AVERAGED
 from stack.store import Run
+from stack.tables.array_ids import is_array, is_ids_file
+from stack.tables.cells import UNNAMED_INDEX
+from stack.tables.keys import keys_as_in, other_spelling, positions_of
 
 _RANGE = (0.01, 0.99)  # quantiles of the out-of-fold predictions between which most new ones should lie
 _MAX_LISTED = 5  # ids in a message

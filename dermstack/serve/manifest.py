@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from image_models.settings import is_own_backbone
-from stack.data_config import Pooling
-from stack.image_config import ImageModel, Name
-from stack.level2_config import MAX_REPEATS, Features
 from stack.metrics.own_metric import NAME_PATTERN
 from stack.metrics.resolution import Limits, checked_limits
 from stack.metrics.risk_control import LOWER_AIMS, UPPER_AIMS
 from stack.metrics.scores import Objective
-from stack.units import GROUP
+from stack.settings.data import Pooling
+from stack.settings.image_models import ImageModel, Name
+from stack.settings.level2 import MAX_REPEATS, Features
+from stack.tables.units import GROUP
 
 MAX_NAME, MAX_PATH = 200, 400  # bytes of a file's name and of its path inside the bundle
 MAX_SEEDS, MAX_NETS = 1_000, 100  # of an imported run

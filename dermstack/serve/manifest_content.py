@@ -10,9 +10,9 @@ import numpy as np
 
 from dermstack.serve.imported_runs import imported_entries
 from stack.blend.pooling import pooling_and_method
-from stack.config import Config
 from stack.experiment import Experiment
-from stack.level2_config import Stacker, is_second_stage, source_names
+from stack.settings.config import Config
+from stack.settings.level2 import Stacker, is_second_stage, source_names
 from stack.store import Run, read_run
 from stack.unit_rows import scored_experiment
 

@@ -17,11 +17,11 @@ from dermstack.serve.questions import rows_out_of_range
 from dermstack.serve.words import known_words, unknown_words
 from image_models.io.folders import printable
 from image_models.io.readers import PLAIN_NAMES, FileNames, Source, image_ids, image_sources, unused_files
-from stack.columns import empty_values
 from stack.console import Out
-from stack.keys import words_as_in
-from stack.missing_codes import missing_codes, new_code_warnings
-from stack.table import read_new_frame
+from stack.tables.columns import empty_values
+from stack.tables.keys import words_as_in
+from stack.tables.missing_codes import missing_codes, new_code_warnings
+from stack.tables.table import read_new_frame
 
 PREDICT_NAMES = FileNames(options=("--similar-names", "--follow-links"))
 _MAX_LISTED = 5  # files listed for each reason why they get no prediction

@@ -21,8 +21,8 @@ from packaging.version import Version
 from dermstack.errors import BundleError
 from dermstack.report.tables import code_span
 from dermstack.serve.bundle import Bundle
-from stack.data_config import Data
 from stack.outputs import output_file
+from stack.settings.data import Data
 
 PACKAGE = "dermstack"
 EXTRA = "image"

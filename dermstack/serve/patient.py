@@ -29,8 +29,8 @@ from dermstack.serve.words import WORDS, known_words
 from image_models.cache import ImageCache, build_cache
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from stack.fallback import FOLDER, STATE_FILE
-from stack.missing_codes import MAX_AGE, missing_codes
-from stack.units import UNIT
+from stack.tables.missing_codes import MAX_AGE, missing_codes
+from stack.tables.units import UNIT
 
 NET_CACHE_BYTES = 4 << 30  # weights kept in memory between patients; further weights are read again each time
 _ADVICE = "choose an image or a DICOM file (.dcm) instead"

@@ -29,8 +29,8 @@ from image_models.settings import DoneBefore
 from stack.console import Out
 from stack.fallback import Fallback
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
-from stack.table import ACQUISITION
-from stack.units import UNIT
+from stack.tables.table import ACQUISITION
+from stack.tables.units import UNIT
 
 MAX_PART_BYTES = 1 << 30  # bytes of decoded images that a part keeps on disk
 MAX_PART_IMAGES, MIN_PART_IMAGES = 16_384, 1_024  # images in a part

@@ -32,7 +32,7 @@ from stack.console import Out
 from stack.fallback import FOLDER, STATE_FILE
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
 from stack.submission_csv import submission, submission_text
-from stack.units import UNIT
+from stack.tables.units import UNIT
 
 _MAX_LISTED = 5  # ids in a message
 

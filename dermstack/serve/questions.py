@@ -13,8 +13,8 @@ import pandas as pd
 from dermstack.errors import BundleError, DataError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import read_costs, takes_age
-from stack.columns import empty_values, read_values
 from stack.experiment import Experiment
+from stack.tables.columns import empty_values, read_values
 
 
 class Question(NamedTuple):

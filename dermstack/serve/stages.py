@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from dermstack.errors import BundleError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.image_runs import check_encoder
-from stack.features import CATEGORICAL, NUMERIC, FoldFeatures
-from stack.group_models import read_group_net
-from stack.level2_config import Features
-from stack.predictions import Predictions, Scales, standardised
-from stack.ranks import AVERAGED
-from stack.repeats import fold_name, mean_logit
+from stack.level2.features import CATEGORICAL, NUMERIC, FoldFeatures
+from stack.level2.group_models import read_group_net
+from stack.predictions.joined import Predictions, Scales, standardised
+from stack.predictions.ranks import AVERAGED
+from stack.predictions.repeats import fold_name, mean_logit
+from stack.settings.level2 import Features
 from tabular.gbdt import check_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 from tabular.gbdt_trial import ModelFile, try_models

@@ -10,9 +10,9 @@ from dermstack.errors import DataError
 from dermstack.listing import counted
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.new_rows import NewRows
-from stack.table_checks import listed
+from stack.tables.checks import listed
+from stack.tables.units import UNIT, mixed_units
 from stack.unit_rows import rows_of_units
-from stack.units import UNIT, mixed_units
 
 
 def rows_to_predict(rows: NewRows) -> pd.DataFrame:

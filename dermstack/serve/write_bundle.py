@@ -35,12 +35,12 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import FOLDER, fallback_inputs, write_state
 from stack.images import with_images
-from stack.level1 import level1_runs
-from stack.level2_config import is_second_stage
-from stack.level2_inputs import stacker_inputs, with_source_stackers
-from stack.repeats import fold_name
+from stack.level1.image_runs import level1_runs
+from stack.level2.inputs import stacker_inputs, with_source_stackers
+from stack.level2.stored_features import FEATURES_FILE
+from stack.predictions.repeats import fold_name
+from stack.settings.level2 import is_second_stage
 from stack.store import LOCK_FILE, Run, error_with_path, locked, read_run, write_json
-from stack.stored_features import FEATURES_FILE
 from stack.submission import blend_inputs
 
 ONNX_FOLDER = "onnx"

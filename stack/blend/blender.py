@@ -18,7 +18,7 @@ from stack.blend.transformed import TransformedRuns
 from stack.blend.weights import METHODS, Fitted, Settings, WeightFits, is_rank_of_sum, score_of_total, total_of
 from stack.metrics.intervals import Interval, interval
 from stack.metrics.scores import OBJECTIVES, Bools, Floats, check_same_order, is_objective
-from stack.ranks import AVERAGED, Ecdf, whole_numbers
+from stack.predictions.ranks import AVERAGED, Ecdf, whole_numbers
 
 _FEW_VALUES = 10  # distinct predictions; the scale of fewer is not judged
 _CHANCE = 1e-9

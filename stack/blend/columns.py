@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from dermstack.errors import DataError
 from stack.metrics.resolution import Limits, clip_limits, clipped_logit
 from stack.metrics.scores import Bools, Floats
-from stack.ranks import AVERAGED, NetRanks, net_moments
+from stack.predictions.ranks import AVERAGED, NetRanks, net_moments
 
 LeftOutFolds = frozenset[int]  # folds that are left out when weights or a method are chosen
 TRANSFORMS = ("probability", "logit", "rank")
@@ -90,7 +90,7 @@ class NetScaler:
         """Fits to predictions `P` (n, runs) made by `nets` (n,) or (n, runs), without targets.
 
         Given the `groups` (n,) of the rows, nets that differ no more than their rows do share one scale
-        (`stack.net_scale`); without them each net has its own.
+        (`stack.predictions.net_scale`); without them each net has its own.
         """
         self.ranks_ = NetRanks().fit(P, nets, groups)
         low, high = self.ranks_.extents()

@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 from stack.blend.nested import BlendRows, NestedBlend, NestedSettings, blend_rows
 from stack.metrics.intervals import Interval, paired_difference
 from stack.metrics.scores import Bools, Floats, objective_label
-from stack.ranks import NetRanks
+from stack.predictions.ranks import NetRanks
 
 NEAR_COPY = 0.98  # rank correlation; fold models of one real network had at most 0.96
 _BLOCK_ROWS = 1 << 16

@@ -17,7 +17,7 @@ from stack.blend.preselection import informative_runs
 from stack.blend.transformed import TransformedRuns
 from stack.blend.weights import WITHOUT_TARGETS, Fitted, Settings, WeightFits, score_all
 from stack.metrics.scores import Bools, Floats
-from stack.ranks import mid_ranks
+from stack.predictions.ranks import mid_ranks
 
 if TYPE_CHECKING:
     from stack.blend.stored_fits import StoredFits

@@ -13,7 +13,7 @@ from scipy.special import expit, logit, softmax
 from dermstack.threads import limit_threads
 from stack.blend.calibration import fit_beta
 from stack.metrics.scores import Bools, Floats, log_loss
-from stack.ranks import mid_ranks
+from stack.predictions.ranks import mid_ranks
 
 # Ridge penalties that are weighed against each other, on columns of spread 1 and the summed log likelihood. The weakest
 # is scikit-learn's C = 1; under the strongest, coefficients differ by about 0.01.

@@ -26,7 +26,7 @@ from stack.blend.transformed import TransformedRuns
 from stack.blend.weights import DEFAULT_METHODS, Settings
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import Bools, Floats, check_same_order, score
-from stack.ranks import whole_numbers
+from stack.predictions.ranks import whole_numbers
 
 
 @dataclass(frozen=True)

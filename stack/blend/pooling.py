@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stack.blend.nested import BlendRows, NestedBlend, NestedSettings, choose_nested, fit_methods, number_of_fits
-from stack.predictions import Predictions
+from stack.predictions.joined import Predictions
 
 POOLINGS = ("mean", "maximum", "noisy_or", "learned")  # simplest first
 LEARNED_FROM = ("mean", "maximum", "noisy_or")  # what the regression of "learned" weights, of each run

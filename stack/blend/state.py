@@ -15,7 +15,7 @@ from stack.blend.columns import FINEST_LIMITS, NetScaler, Weighting
 from stack.blend.weights import METHODS
 from stack.metrics.resolution import checked_limits
 from stack.metrics.scores import Floats, is_objective
-from stack.ranks import AVERAGED, Ecdf, NetRanks
+from stack.predictions.ranks import AVERAGED, Ecdf, NetRanks
 
 State = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # settings for JSON, arrays for npy
 

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from stack.blend.columns import LeftOutFolds
 from stack.blend.weights import Fitted, Settings
-from stack.config import BLEND_VERSION
 from stack.metrics.scores import Bools
+from stack.settings.config import BLEND_VERSION
 from stack.store import fingerprint, read_json, with_digest, write_json
 
 

@@ -17,10 +17,10 @@ from stack.blend.search import best_weighting, search_trials
 from stack.blend.selection import hill_climb, select_backward, select_forward
 from stack.blend.transformed import TransformedRuns
 from stack.metrics.scores import Bools, Floats
-from stack.ranks import Ecdf
+from stack.predictions.ranks import Ecdf
 
 if TYPE_CHECKING:
-    from stack.config import Config
+    from stack.settings.config import Config
 
 METHODS = (  # simplest first
     "rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "averaged_logistic", "hill_climb",

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stack.draft.roles import known, number_or_word
-from stack.missing_codes import WORDS, isolated_codes
+from stack.tables.missing_codes import WORDS, isolated_codes
 
 _MIN_NUMBERS = 0.5  # share of numbers among the known cells of a column that words turn into one of words
 

@@ -11,8 +11,6 @@ import pandas as pd
 from pydantic import ValidationError
 
 from dermstack.errors import DataError, DermstackError
-from stack.columns import Choice, number_warnings
-from stack.config import Config
 from stack.console import Out
 from stack.draft.codes import numeric_codes
 from stack.draft.images import FoundImages, ImageFiles, find_images, image_files, stems_of
@@ -21,8 +19,10 @@ from stack.draft.tables import FoundTable, FoundTables, prediction_column, read_
 from stack.draft.text import Draft, draft_text, path_in_config
 from stack.experiment import Experiment, open_experiment
 from stack.fold_needs import check_fold_needs
-from stack.missing_codes import missing_codes
-from stack.yaml_text import parse_yaml
+from stack.settings.config import Config
+from stack.settings.yaml_text import parse_yaml
+from stack.tables.columns import Choice, number_warnings
+from stack.tables.missing_codes import missing_codes
 
 _FOLDS = (5, 4, 3, 6, 8, 10)  # numbers of folds to try: the first that leaves enough groups of both classes
 _MAX_FOLDERS = 30  # of images, which may be named by their class

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from dermstack.listing import first_of
-from stack.column_names import (
+from stack.tables.checks import SENTINELS
+from stack.tables.column_names import (
     KEYS,
     LESIONS,
     PATIENTS,
@@ -21,9 +22,8 @@ from stack.column_names import (
     plain_letters,
     snake,
 )
-from stack.keys import MISSING_KEYS
-from stack.missing_codes import MAX_AGE
-from stack.table_checks import SENTINELS
+from stack.tables.keys import MISSING_KEYS
+from stack.tables.missing_codes import MAX_AGE
 
 _ID_NAMES = (
     "isic_id", "image_name", "image_id", "img_id", "image", "img", "image_file", "filename", "file_name", "file",

@@ -12,9 +12,9 @@ import pandas as pd
 from dermstack.errors import DataError
 from dermstack.listing import first_of
 from image_models.io.folders import walk_files
-from stack.cells import read_cells
-from stack.column_names import name_words
 from stack.draft.roles import Label, id_columns, label_columns
+from stack.tables.cells import read_cells
+from stack.tables.column_names import name_words
 
 SUFFIXES = (".csv", ".parquet", ".pq")
 MAX_TABLES = 200  # tables of one folder that are read

@@ -18,7 +18,7 @@ from stack.blend.nested import BlendRows, NestedBlend, NestedSettings, blend_row
 from stack.blend.weights import DEFAULT_METHODS, Settings
 from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.scores import Floats
-from stack.ranks import mid_ranks
+from stack.predictions.ranks import mid_ranks
 
 Ints = NDArray[np.intp]
 

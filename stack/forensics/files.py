@@ -13,17 +13,24 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import DataError
-from stack.array_ids import is_array
-from stack.cells import UNNAMED_INDEX, as_text
-from stack.column_names import name_words, snake
 from stack.draft.tables import PREDICTION_WORDS
-from stack.import_folds import check_nets
-from stack.import_oof import ROUNDING_TOLERANCE, Source, to_logit
-from stack.keys import contained, keys_as_in, positions_of
-from stack.prediction_files import MAX_FOLDS, Files, ImportedColumns, read_parts, read_predictions_file, read_wide_file
-from stack.ranks import AVERAGED, mid_ranks
-from stack.run_views import Scores
+from stack.imported.folds import check_nets
+from stack.imported.prediction_files import (
+    MAX_FOLDS,
+    Files,
+    ImportedColumns,
+    read_parts,
+    read_predictions_file,
+    read_wide_file,
+)
+from stack.imported.run import ROUNDING_TOLERANCE, Source, to_logit
+from stack.predictions.ranks import AVERAGED, mid_ranks
+from stack.predictions.run_views import Scores
 from stack.store import prediction_frame
+from stack.tables.array_ids import is_array
+from stack.tables.cells import UNNAMED_INDEX, as_text
+from stack.tables.column_names import name_words, snake
+from stack.tables.keys import contained, keys_as_in, positions_of
 
 Scale = Literal["probabilities", "percentages", "logits", "ranks"]
 ShownBy = Literal["fold column", "file names", "columns of nets", ""]
@@ -81,7 +88,7 @@ class ReadRun:
 
     @property
     def scores(self) -> Scores:
-        """The predictions in the form that `stack.plausibility` takes."""
+        """The predictions in the form that `stack.predictions.plausibility` takes."""
         return Scores(self.name, "imported", self.oof, self.test)
 
     def with_folds(self, fold: NDArray[np.integer], names: Sequence[str]) -> ReadRun:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from dermstack.errors import DataError
-from stack.cells import read_cells
-from stack.config import Config
 from stack.console import Out
 from stack.draft.roles import NO_GROUP, Label, find_roles, id_columns, label_columns
 from stack.experiment import NO_CURATION, Experiment, open_experiment
 from stack.folds import Folds, TooFewGroupsError
+from stack.settings.config import Config
+from stack.tables.cells import read_cells
 
 _FOLDS = (5, 4, 3, 2)  # numbers of grouped folds to try: the first that leaves groups of both classes in each
 GROUP, TARGET = "data.columns.group", "data.columns.target"  # keys of a config

@@ -9,12 +9,12 @@ import pandas as pd
 
 from dermstack.errors import StoreError
 from dermstack.listing import counted
-from stack.config import Config
 from stack.experiment import Experiment
-from stack.image_config import ImageModel
-from stack.level1_folds import run_meta
-from stack.level2_config import LATER_STACKER, Features, Stacker
-from stack.level2_inputs import made_with
+from stack.level1.folds import run_meta
+from stack.level2.inputs import made_with
+from stack.settings.config import Config
+from stack.settings.image_models import ImageModel
+from stack.settings.level2 import LATER_STACKER, Features, Stacker
 from stack.store import Run, read_frame
 from stack.submission import blend_made_with
 

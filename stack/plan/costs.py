@@ -13,16 +13,16 @@ import numpy as np
 
 from dermstack.errors import ImageError
 from image_models.settings import Compute
-from stack.config import Config
 from stack.experiment import Experiment
-from stack.features import FoldFeatures, view_columns
-from stack.image_config import ImageModel
 from stack.images import sources_of
-from stack.level1_folds import draw_anchors, labels_of
-from stack.level2_config import Stacker
+from stack.level1.folds import draw_anchors, labels_of
+from stack.level1.pseudo_labels import awaits_teachers, labels_unlabelled, rows_to_label, teachers_of
+from stack.level2.features import FoldFeatures, view_columns
 from stack.net_metadata import metadata_encoder
-from stack.predictions import ALIGNED_COMPONENTS
-from stack.pseudo_labels import awaits_teachers, labels_unlabelled, rows_to_label, teachers_of
+from stack.predictions.joined import ALIGNED_COMPONENTS
+from stack.settings.config import Config
+from stack.settings.image_models import ImageModel
+from stack.settings.level2 import Stacker
 from stack.store import read_run
 from stack.views import with_all_features
 

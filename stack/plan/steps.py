@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from dermstack.errors import ConfigError, DataError
 from stack.console import Out
 from stack.experiment import ONE_SHARE, Experiment
-from stack.image_config import ImageModel
 from stack.images import existing_cache, sources_of, with_acquisition
-from stack.level1 import advice_without_models, all_level1_inputs, check_image_models, level1_inputs
-from stack.level1_folds import net_metas
-from stack.level1_nets import stored_nets
-from stack.level2_config import Stacker, is_second_stage, source_names
-from stack.level2_inputs import stacker_inputs
-from stack.one_share import at_one_share, compares_images, refits_level2, shares_differ
+from stack.level1.folds import net_metas
+from stack.level1.image_runs import advice_without_models, all_level1_inputs, check_image_models, level1_inputs
+from stack.level1.nets import stored_nets
+from stack.level1.pseudo_labels import PSEUDO_LABELS, awaits_teachers, labels_unlabelled, teachers_of
+from stack.level2.inputs import stacker_inputs
 from stack.plan.changes import Change, blend_changes, image_changes, row_changes, stacker_changes
 from stack.plan.costs import (
     Cost,
@@ -32,7 +30,9 @@ from stack.plan.costs import (
     network_cost,
     stored_width,
 )
-from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers, labels_unlabelled, teachers_of
+from stack.predictions.one_share import at_one_share, compares_images, refits_level2, shares_differ
+from stack.settings.image_models import ImageModel
+from stack.settings.level2 import Stacker, is_second_stage, source_names
 from stack.source_experiment import experiment_by_source, rebuild_name, trains_by_source, units_of_sources
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
@@ -320,7 +320,7 @@ def _steps_by_source(
 
     Image models are trained again for it where `estimate.train_by_source` is on; level 2 and the blend are fitted again
     wherever sources are known and the experiment's own folds do not keep them apart, and what compares images of
-    several sources is fitted once more on scores at one share of positives (`stack.one_share`).
+    several sources is fitted once more on scores at one share of positives (`stack.predictions.one_share`).
     """
     config = experiment.config
     if not config.estimate.leave_source_out or not config.data.has_sources or experiment.shuffled:

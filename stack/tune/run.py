@@ -30,20 +30,20 @@ from stack.blend.preselection import informative_runs
 from stack.blend.weights import method_settings
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, fold_matrix
 from stack.fold_needs import check_study_needs
 from stack.folds import inner_split
-from stack.image_config import ImageModel
 from stack.images import require_acquisition
-from stack.level1 import images_checksum, level1_runs
-from stack.level1_folds import labels_of
-from stack.level2 import fit_stacker
-from stack.level2_config import Stacker, is_second_stage
-from stack.level2_inputs import with_source_stackers
+from stack.level1.folds import labels_of
+from stack.level1.image_runs import images_checksum, level1_runs
+from stack.level2.features import FoldMatrix, fold_matrix
+from stack.level2.inputs import with_source_stackers
+from stack.level2.stackers import fit_stacker
 from stack.metrics.scores import Floats, score
 from stack.net_metadata import column_dropout, metadata_encoder
 from stack.parallel import run_with_threads
-from stack.predictions import Predictions, predictions_of, read_embeddings, standardised
+from stack.predictions.joined import Predictions, predictions_of, read_embeddings, standardised
+from stack.settings.image_models import ImageModel
+from stack.settings.level2 import Stacker, is_second_stage
 from stack.store import Run
 from stack.study_inputs import (
     Inputs,
@@ -290,7 +290,7 @@ def tune_images(
 ) -> dict[str, Path]:
     """Runs a study for each enabled image model that is not frozen, one after the other, and returns their results."""
     from stack.images import with_images
-    from stack.level1 import check_image_models
+    from stack.level1.image_runs import check_image_models
 
     models = [model for model in experiment.config.image_models if model.enabled and not model.frozen]
     if not models:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from dermstack.report.pack.run_evidence import Evidence, Model
 from dermstack.report.report import count
 from dermstack.report.tables import number as formatted
-from stack.image_config import ImageModel
 from stack.metrics.intervals import Interval
+from stack.settings.image_models import ImageModel
 
 
 @dataclass(frozen=True)

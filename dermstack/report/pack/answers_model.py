@@ -25,7 +25,7 @@ from dermstack.report.review import band_sentences
 from image_models.settings import is_own_backbone
 from stack.blend.choice import reference_of
 from stack.blend.weights import BY_REGRESSION
-from stack.image_config import ImageModel
+from stack.settings.image_models import ImageModel
 
 _STACKERS = {
     "lightgbm": "gradient-boosted trees (LightGBM)",

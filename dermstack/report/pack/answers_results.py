@@ -19,7 +19,7 @@ from dermstack.report.pack.run_evidence import Evidence
 from dermstack.report.report import count
 from stack.metrics.gaps import BOUNDED, DIFFERS, TOO_FEW
 from stack.metrics.scores import objective_label
-from stack.source_estimates import headline_note, source_sentences
+from stack.sources.estimates import headline_note, source_sentences
 
 _PLOTS = ("curves", "calibration", "decision", "subgroups", "gaps", "sources", "explorer", "review")
 _MOST_PREDICTIVE = 5  # features of each stacker that an answer names

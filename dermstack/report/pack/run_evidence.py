@@ -13,9 +13,9 @@ from dermstack.report.evidence import WrittenReport
 from dermstack.report.report import page_sections
 from dermstack.report.report_data import ReportData
 from dermstack.report.row_flow import merged_groups
-from stack.config import Config
 from stack.experiment import Experiment
-from stack.source_estimates import LeaveSourceOut, stored_leave_source_out
+from stack.settings.config import Config
+from stack.sources.estimates import LeaveSourceOut, stored_leave_source_out
 
 
 @dataclass(frozen=True)

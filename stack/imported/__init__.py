@@ -1,0 +1,1 @@
+"""Predictions of other pipelines: their files are found, read, checked and stored as runs."""

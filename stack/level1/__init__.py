@@ -1,0 +1,1 @@
+"""Level 1: image models over the folds, their nets, and the rows without a target that may train them."""

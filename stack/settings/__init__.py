@@ -1,0 +1,1 @@
+"""Settings of an experiment: the YAML config, read into one validated, frozen object."""

@@ -1,0 +1,1 @@
+"""Sources of images (hospitals, cameras): found where none is named, and estimates that hold them out."""
