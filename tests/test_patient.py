@@ -154,7 +154,9 @@ def test_an_age_that_hardly_any_training_patient_has_is_noted(ensemble: Ensemble
     low, high = ensemble.ages
     assert read_patient(ensemble, photos, age=high, sex=SEX).notes == []
     (note,) = read_patient(ensemble, photos, age=high + 1, sex=SEX).notes
-    assert note.startswith(f"the age {high + 1:g} lies outside {low:.3g} to {high:.3g}, where 98 % of the training")
+    assert note.startswith(
+        f"the age {high + 1:g} lies outside {low:.3g} to {high:.3g}, where 98 % of the ages of training lie"
+    )
 
 
 def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple[dict, pd.DataFrame]:
