@@ -17,6 +17,7 @@ from stack.draft.images import FoundImages, ImageFiles, find_images, image_files
 from stack.draft.roles import Roles, comes_from_diagnosis, find_roles, number_or_word
 from stack.draft.tables import FoundTable, FoundTables, prediction_column, read_tables, sort_tables
 from stack.draft.text import Draft, draft_text, path_in_config
+from stack.draft.unused import unused_questions
 from stack.experiment import Experiment, open_experiment
 from stack.fold_needs import check_fold_needs
 from stack.settings.config import Config
@@ -77,13 +78,14 @@ def draft_config(
     except DataError as error:
         raise DataError(f"{error}{_class_folders(there)}") from error
     tables = sort_tables(read, start, stems_of(there), test=test, target=target)
+    asked_of_tables = [*tables.questions, *unused_questions(tables)]
     found, tables, asked, why = _images(there, tables, is_named=start.is_file())
     if found is None and images is not None:
         raise DataError(f"--images {images}: {why}: name another folder, or correct the ids")
     roles = find_roles(
         tables.train.cells, tables.test.cells if tables.test else None, taken=(tables.id, tables.label.column)
     )
-    notes = [*tables.questions, *roles.questions, *(("data.train", note) for note in unread[:5])]
+    notes = [*asked_of_tables, *roles.questions, *(("data.train", note) for note in unread[:5])]
     if tables.label.question:
         notes.append(("data.columns.target", tables.label.question))
     parts = _Parts(
@@ -97,26 +99,39 @@ def _images(
 ) -> tuple[FoundImages | None, FoundTables, list[tuple[str, str]], str]:
     """Returns the images of the tables, the tables, questions by key, and why there are no images.
 
-    Without the images of the test rows, a named training table loses its test table.
+    Without the images of the test rows, a named training table loses its test table, and so does any other table whose
+    test rows have nothing but ids.
     """
     archive = [("data.images", there.of_archives)] if there.archives else []
     if not there.files and not there.packed:
-        return None, tables, archive, "no image was found there"
+        if tables.test is None or not tables.has_bare_test:
+            return None, tables, archive, "no image was found there"
+        question = _without_test(tables.test, "no image was found")
+        return None, replace(tables, test=None, sample=None), [question, *archive], "no image was found there"
     ids = list(tables.train.cells[tables.id])
     test_ids = [] if tables.test is None else list(tables.test.cells[tables.id])
     found, why = find_images(there, ids, test_ids)
-    if found is None and tables.test is not None and is_named:
+    asked = list(archive)
+    if found is None and tables.test is not None and (is_named or tables.has_bare_test):
         without, _ = find_images(there, ids, [])
+        question = _without_test(tables.test, why)
         if without is not None:
-            question = (
-                f"{tables.test.path.name} has {len(test_ids):,} test rows, but {why}; where are their images? "
-                "Without `test` the score is estimated and no submission is written"
-            )
-            return without, replace(tables, test=None, sample=None), [("data.test", question)], ""
+            return without, replace(tables, test=None, sample=None), [question], ""
+        if tables.has_bare_test:
+            tables, asked = replace(tables, test=None, sample=None), [question, *archive]
     if found is None:
-        question = f"{why}; networks need an image of every row, so this config uses the table alone"
-        return None, tables, [("data.images", question), *archive], why
+        alone = f"{why}; networks need an image of every row, so this config uses the table alone"
+        return None, tables, [("data.images", alone), *asked], why
     return found, tables, [("data.images", note) for note in found.notes], ""
+
+
+def _without_test(test: FoundTable, why: str) -> tuple[str, str]:
+    """Returns the question, by its key, about a test table that is not used for want of images."""
+    return (
+        "data.test",
+        f"{test.path.name} has {len(test.cells):,} test rows, but {why}; where are their images? Without `test` the "
+        "score is estimated and no submission is written",
+    )
 
 
 def _class_folders(there: ImageFiles) -> str:

@@ -47,6 +47,11 @@ class FoundTable:
         return bool(set(words) & set(name_words(self.path.stem)))
 
     @property
+    def is_test(self) -> bool:
+        """Whether the file's name says that it holds test rows."""
+        return self.has_word(*_TEST)
+
+    @property
     def is_copy(self) -> bool:
         """Whether the file's name says that it is a copy of another."""
         return self.has_word(*_COPIES) or _COPY_NUMBER.search(self.path.stem.strip()) is not None
@@ -65,6 +70,12 @@ class FoundTables:
     predictions: tuple[FoundTable, ...] = ()
     others: tuple[FoundTable, ...] = ()  # what no rule uses
     questions: tuple[tuple[str, str], ...] = field(default=())  # (key of the config, question)
+
+    @property
+    def has_bare_test(self) -> bool:
+        """Whether the test table has no column but the ids that could be a feature."""
+        features = set(self.train.columns) - {self.id, self.label.column}
+        return self.test is not None and not features & set(self.test.columns)
 
 
 def read_tables(start: Path) -> tuple[list[FoundTable], list[str]]:
@@ -122,7 +133,7 @@ def sort_tables(
     ``start`` is the training table where it is a file; ``test`` and ``target`` are the user's own choices. Raises
     DataError where no table has a column of ids and one of targets.
     """
-    samples = sorted((table for table in tables if _looks_like_sample(table)), key=lambda table: table.is_copy)
+    samples = sorted((table for table in tables if looks_like_sample(table)), key=lambda table: table.is_copy)
     hints = {str(table.cells.columns[1]) for table in samples}
     train, label, row_id, rest = _training_table(tables, start, stems, hints, samples, test, target)
     ids = frozenset(train.cells[row_id])
@@ -133,7 +144,16 @@ def sort_tables(
     questions += more
     rest_tables = [table for table in others if table is not found_test]
     sample = None
-    if found_test is not None:
+    if found_test is None and test is None:  # then the ids of a sample submission are the rows to predict
+        found_test = sample = next(
+            (t for t in samples if t.columns[0] == row_id and not ids & set(t.cells[row_id]) and t in others), None
+        )  # fmt: skip
+        if found_test is not None:
+            questions.append((
+                "data.test", f"there is no table of test rows, so those of {found_test.path.name} are predicted; if "
+                "another table has further columns of them, name it?",
+            ))  # fmt: skip
+    elif found_test is not None:
         wanted = set(found_test.cells[row_id])
         sample = next((table for table in samples if set(table.cells.iloc[:, 0]) == wanted and table in others), None)
     duplicates = next(
@@ -148,14 +168,6 @@ def sort_tables(
     ]  # fmt: skip
     used = [sample, duplicates, *predictions]
     left = [table for table in rest_tables if not any(table is one for one in used)]
-    for table in left:
-        if row_id in table.columns and _is_share(table.cells[row_id], ids) and table.cells.shape[1] > 1:
-            extra = [name for name in table.columns if name not in train.columns]
-            if extra and not table.has_word("sample", "submission"):
-                questions.append((
-                    "data.train", f"{table.path.name} has rows of the same ids and columns that {train.path.name} "
-                    f"lacks ({first_of(extra, 4)}); join them into the training table to use them?",
-                ))  # fmt: skip
     return replace(
         found, test=found_test, sample=sample, duplicates=duplicates, predictions=tuple(predictions),
         others=tuple(left), questions=tuple(questions),
@@ -240,10 +252,15 @@ def _test_table(
         if any(table is sample for sample in samples) or row_id not in table.columns:
             continue
         shared = [name for name in table.columns if name in train.columns and name not in (row_id, label.column)]
-        if not shared or prediction_column(table, row_id) is not None or ids & set(table.cells[row_id]):
+        # A table of ids alone, named as that of the test rows, is enough where there are images.
+        if (
+            not (shared or table.is_test)
+            or prediction_column(table, row_id) is not None
+            or ids & set(table.cells[row_id])
+        ):
             continue
         labelled = label.column in table.columns and (table.cells[label.column].str.strip() != "").any()
-        if labelled and not table.has_word(*_TEST):
+        if labelled and not table.is_test:
             questions.append(
                 (
                     "data.test",
@@ -252,7 +269,7 @@ def _test_table(
                 )
             )
             continue
-        rank = (table.has_word(*_TEST), not labelled, not table.is_copy, len(shared), len(table.cells))
+        rank = (table.is_test, not labelled, not table.is_copy, len(shared), len(table.cells))
         fitting.append((rank, table))
     fitting.sort(key=lambda one: one[0], reverse=True)
     if not fitting:
@@ -262,7 +279,8 @@ def _test_table(
     return fitting[0][1], questions
 
 
-def _looks_like_sample(table: FoundTable) -> bool:
+def looks_like_sample(table: FoundTable) -> bool:
+    """Whether a table looks like a sample submission: ids and one number from 0 to 1, mostly the same in all rows."""
     if table.cells.shape[1] != 2:
         return False
     values = pd.to_numeric(table.cells.iloc[:, 1], errors="coerce")
