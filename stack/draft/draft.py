@@ -11,10 +11,11 @@ import pandas as pd
 from pydantic import ValidationError
 
 from dermstack.errors import DataError, DermstackError
+from dermstack.listing import first_of
 from stack.console import Out
 from stack.draft.codes import numeric_codes
 from stack.draft.images import FoundImages, ImageFiles, find_images, image_files, stems_of
-from stack.draft.roles import Roles, comes_from_diagnosis, find_roles, number_or_word
+from stack.draft.roles import Roles, comes_from_diagnosis, find_roles, is_split, known, number_or_word
 from stack.draft.tables import FoundTable, FoundTables, prediction_column, read_tables, sort_tables
 from stack.draft.text import Draft, draft_text, path_in_config
 from stack.draft.unused import unused_questions
@@ -223,26 +224,46 @@ def _with_role_codes(parts: _Parts, experiment: Experiment) -> _Parts:
 
 
 def _without_suspects(parts: _Parts, experiment: Experiment) -> _Parts:
-    """Leaves out columns whose names say that they come from the diagnosis, where no test table shows what is known."""
+    """Leaves out splits and folds; without a test table, which shows what is known, also columns of the diagnosis."""
     choices = [choice for choice in experiment.table.columns.choices if choice.kind is not None]
-    suspects = [choice for choice in choices if comes_from_diagnosis(choice.column)]
-    label = parts.tables.label.column
-    suspects += [choice for choice in choices if choice not in suspects and _is_other_class(parts, choice, label)]
-    if not suspects:
-        return parts
-    names = ", ".join(repr(choice.column) for choice in suspects[:8]) + (", …" if len(suspects) > 8 else "")
-    if parts.tables.test is not None:
-        question = f"{names}: test rows have it too; is it known before the diagnosis, when a prediction is needed?"
-        return replace(parts, notes=(*parts.notes, ("data.columns.numeric", question)))
-    question = f"{names}: left out, as the name says that it comes from the diagnosis; is it known before?"
+    cells, label, notes = parts.tables.train.cells, parts.tables.label.column, list(parts.notes)
+    out = [choice for choice in choices if is_split(choice.column, cells[choice.column])]
+    for choice in out:
+        shares = first_of([f"{word} {n:,}" for word, n in known(cells[choice.column]).value_counts().items()], 6)
+        notes.append((
+            "data.train", f"{choice.column!r} divides the rows ({shares}). It is no feature here, and all rows are "
+            "used for training; move those of a test to a table of their own, named as `test`?",
+        ))  # fmt: skip
+    left = [choice for choice in choices if choice not in out]
+    suspects = [choice for choice in left if comes_from_diagnosis(choice.column)]
+    classes = [choice for choice in left if choice not in suspects and _is_other_class(parts, choice, label)]
+    suspects += classes
+    if classes and parts.tables.test is None:  # further classes of the same one-hot table, however rare
+        suspects += [
+            c for c in left if c not in suspects and _excludes(cells, c, [label, *(k.column for k in classes)])
+        ]
+    if suspects:
+        names = ", ".join(repr(choice.column) for choice in suspects[:8]) + (", …" if len(suspects) > 8 else "")
+        if parts.tables.test is not None:
+            question = f"{names}: test rows have it too; is it known before the diagnosis, when a prediction is needed?"
+        else:
+            question = f"{names}: left out, as the name says that it comes from the diagnosis; is it known before?"
+            out += suspects
+        notes.append(("data.columns.numeric", question))
+    if not out:
+        return parts if len(notes) == len(parts.notes) else replace(parts, notes=tuple(notes))
     kept = {
-        kind: [choice.column for choice in choices if choice.kind == kind and choice not in suspects]
+        kind: [choice.column for choice in choices if choice.kind == kind and choice not in out]
         for kind in ("numeric", "categorical")
     }
-    return replace(
-        parts, notes=(*parts.notes, ("data.columns.numeric", question)), numeric=kept["numeric"],
-        categorical=kept["categorical"],
-    )  # fmt: skip
+    return replace(parts, notes=tuple(notes), numeric=kept["numeric"], categorical=kept["categorical"])
+
+
+def _excludes(cells: pd.DataFrame, choice: Choice, columns: list[str]) -> bool:
+    """Whether a column of 0 and 1 never has a 1 where one of the ``columns`` has one."""
+    values = pd.to_numeric(cells[choice.column], errors="coerce")
+    others = cells[columns].apply(pd.to_numeric, errors="coerce")
+    return set(values.unique()) <= {0.0, 1.0} and not ((values == 1) & (others == 1).any(axis=1)).any()
 
 
 def _is_other_class(parts: _Parts, choice: Choice, label: str) -> bool:

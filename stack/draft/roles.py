@@ -64,8 +64,11 @@ _NEGATIVE = frozenset({
     "nonmalignant", "not malignant", "no event", "other", "b", "gutartig", "gesund", "benin", "benigne", "benigno",
     "benigna", "negativ", "negatif", "negativo", "nein", "non", "no", "nao", "false",
 })  # fmt: skip
-_IS_MALIGNANT = re.compile(r"\bmalignan|(?<!non-)\bmelanom(a|e)?\b")
+_IS_MALIGNANT = re.compile(r"(?<!non[-_ ])(?<!not )(?<!no )(?<!pre[-_ ])\b(malignan|melanom(a|e)?\b)")
 _BOOLEANS = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"0.0", "1.0"})
+_FOLD_NAMES = ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id")
+_SPLIT_TRAIN = frozenset({"train", "training", "trn"})
+_SPLIT_REST = frozenset({"test", "testing", "val", "valid", "validation", "dev", "holdout", "hold-out"})
 _AGE_UNKNOWN = 5  # different values outside 0 to 120 that are taken as codes of a column of ages
 # Words in the names of columns that come from the diagnosis, which rows to predict do not have.
 _FROM_DIAGNOSIS = re.compile(
@@ -196,6 +199,14 @@ def _as_written(values: pd.Series, lower: Sequence[str]) -> tuple[str, ...]:
     """Returns the most frequent spelling of each word."""
     text = known(values)
     return tuple(str(text[text.str.lower() == word].value_counts().index[0]) for word in lower)
+
+
+def is_split(name: str, values: pd.Series) -> bool:
+    """Whether a column says which rows are for training and which for a test or validation, or is one of folds."""
+    if snake(name) in _FOLD_NAMES:
+        return True
+    words = set(known(values).str.lower())
+    return len(words) <= 5 and bool(words & _SPLIT_TRAIN) and bool(words & _SPLIT_REST)
 
 
 def comes_from_diagnosis(name: str) -> bool:
@@ -343,7 +354,7 @@ def _fold(
     train: pd.DataFrame, free: Sequence[str], columns: Mapping[str, str], questions: list[tuple[str, str]]
 ) -> str | None:
     for name in free:
-        if snake(name) not in ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id"):
+        if snake(name) not in _FOLD_NAMES:
             continue
         values = pd.to_numeric(train[name], errors="coerce")
         if values.isna().any() or (values < 0).any() or not 2 <= values.nunique() <= 20:
