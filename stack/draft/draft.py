@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,26 +105,25 @@ def _images(
     test rows have nothing but ids.
     """
     archive = [("data.images", there.of_archives)] if there.archives else []
-    if not there.files and not there.packed:
-        if tables.test is None or not tables.has_bare_test:
-            return None, tables, archive, "no image was found there"
-        question = _without_test(tables.test, "no image was found")
-        return None, replace(tables, test=None, sample=None), [question, *archive], "no image was found there"
     ids = list(tables.train.cells[tables.id])
     test_ids = [] if tables.test is None else list(tables.test.cells[tables.id])
-    found, why = find_images(there, ids, test_ids)
-    asked = list(archive)
-    if found is None and tables.test is not None and (is_named or tables.has_bare_test):
-        without, _ = find_images(there, ids, [])
-        question = _without_test(tables.test, why)
-        if without is not None:
-            return without, replace(tables, test=None, sample=None), [question], ""
-        if tables.has_bare_test:
-            tables, asked = replace(tables, test=None, sample=None), [question, *archive]
-    if found is None:
+    is_any = bool(there.files or there.packed)
+    found, why = find_images(there, ids, test_ids) if is_any else (None, "no image was found")
+    asked = archive
+    if found is None and tables.test is not None:
+        without = find_images(there, ids, [])[0] if is_any and (is_named or tables.has_bare_test) else None
+        if without is not None or tables.has_bare_test:
+            question = _without_test(tables.test, why)
+            tables = replace(tables, test=None, sample=None)
+            if without is not None:
+                return without, tables, [question], ""
+            asked = [question, *archive]
+    if found is not None:
+        return found, tables, [("data.images", note) for note in found.notes], ""
+    if is_any:
         alone = f"{why}; networks need an image of every row, so this config uses the table alone"
-        return None, tables, [("data.images", alone), *asked], why
-    return found, tables, [("data.images", note) for note in found.notes], ""
+        asked = [("data.images", alone), *asked]
+    return None, tables, asked, why if is_any else f"{why} there"
 
 
 def _without_test(test: FoundTable, why: str) -> tuple[str, str]:
@@ -226,37 +226,55 @@ def _with_role_codes(parts: _Parts, experiment: Experiment) -> _Parts:
 def _without_suspects(parts: _Parts, experiment: Experiment) -> _Parts:
     """Leaves out splits and folds; without a test table, which shows what is known, also columns of the diagnosis."""
     choices = [choice for choice in experiment.table.columns.choices if choice.kind is not None]
-    cells, label, notes = parts.tables.train.cells, parts.tables.label.column, list(parts.notes)
-    out = [choice for choice in choices if is_split(choice.column, cells[choice.column])]
-    for choice in out:
-        shares = first_of([f"{word} {n:,}" for word, n in known(cells[choice.column]).value_counts().items()], 6)
-        notes.append((
-            "data.train", f"{choice.column!r} divides the rows ({shares}). It is no feature here, and all rows are "
-            "used for training; move those of a test to a table of their own, named as `test`?",
-        ))  # fmt: skip
-    left = [choice for choice in choices if choice not in out]
-    suspects = [choice for choice in left if comes_from_diagnosis(choice.column)]
-    classes = [choice for choice in left if choice not in suspects and _is_other_class(parts, choice, label)]
-    suspects += classes
-    if classes and parts.tables.test is None:  # further classes of the same one-hot table, however rare
-        suspects += [
-            c for c in left if c not in suspects and _excludes(cells, c, [label, *(k.column for k in classes)])
-        ]
+    cells, has_test = parts.tables.train.cells, parts.tables.test is not None
+    splits = [choice for choice in choices if is_split(choice.column, cells[choice.column])]
+    suspects = _of_diagnosis(parts, [choice for choice in choices if choice not in splits])
+    notes = [*parts.notes, *(_about_split(choice.column, cells[choice.column]) for choice in splits)]
     if suspects:
         names = ", ".join(repr(choice.column) for choice in suspects[:8]) + (", …" if len(suspects) > 8 else "")
-        if parts.tables.test is not None:
+        question = f"{names}: left out, as the name says that it comes from the diagnosis; is it known before?"
+        if has_test:
             question = f"{names}: test rows have it too; is it known before the diagnosis, when a prediction is needed?"
-        else:
-            question = f"{names}: left out, as the name says that it comes from the diagnosis; is it known before?"
-            out += suspects
         notes.append(("data.columns.numeric", question))
-    if not out:
-        return parts if len(notes) == len(parts.notes) else replace(parts, notes=tuple(notes))
-    kept = {
-        kind: [choice.column for choice in choices if choice.kind == kind and choice not in out]
+    parts = replace(parts, notes=tuple(notes)) if splits or suspects else parts
+    if not (out := splits if has_test else splits + suspects):
+        return parts
+    numeric, categorical = (
+        [choice.column for choice in choices if choice.kind == kind and choice not in out]
         for kind in ("numeric", "categorical")
-    }
-    return replace(parts, notes=tuple(notes), numeric=kept["numeric"], categorical=kept["categorical"])
+    )
+    return replace(parts, numeric=numeric, categorical=categorical)
+
+
+def _about_split(name: str, values: pd.Series) -> tuple[str, str]:
+    """Returns the question, by its key, about a column that divides the rows."""
+    shares = first_of([f"{word} {n:,}" for word, n in known(values).value_counts().items()], 6)
+    return (
+        "data.train",
+        f"{name!r} divides the rows ({shares}). It is no feature here, and all rows are used for training; move those "
+        "of a test to a table of their own, named as `test`?",
+    )
+
+
+def _of_diagnosis(parts: _Parts, choices: Sequence[Choice]) -> list[Choice]:
+    """Returns the columns that seem to come from the diagnosis: by their names, or as other classes of the label."""
+    found = [choice for choice in choices if comes_from_diagnosis(choice.column)]
+    classes = [choice for choice in choices if choice not in found and _is_other_class(parts, choice)]
+    found += classes
+    if classes and parts.tables.test is None:  # further classes of the same one-hot table, however rare
+        columns = [parts.tables.label.column, *(choice.column for choice in classes)]
+        cells = parts.tables.train.cells
+        found += [choice for choice in choices if choice not in found and _excludes(cells, choice, columns)]
+    return found
+
+
+def _is_other_class(parts: _Parts, choice: Choice) -> bool:
+    """Whether a column of 0 and 1 never has a 1 where the label has one: another class of a one-hot table."""
+    cells, label = parts.tables.train.cells, parts.tables.label
+    columns = [choice.column, label.column]
+    if label.positive or (cells[columns].apply(pd.to_numeric, errors="coerce").sum() < 20).any():
+        return False
+    return _excludes(cells, choice, [label.column])
 
 
 def _excludes(cells: pd.DataFrame, choice: Choice, columns: list[str]) -> bool:
@@ -264,16 +282,6 @@ def _excludes(cells: pd.DataFrame, choice: Choice, columns: list[str]) -> bool:
     values = pd.to_numeric(cells[choice.column], errors="coerce")
     others = cells[columns].apply(pd.to_numeric, errors="coerce")
     return set(values.unique()) <= {0.0, 1.0} and not ((values == 1) & (others == 1).any(axis=1)).any()
-
-
-def _is_other_class(parts: _Parts, choice: Choice, label: str) -> bool:
-    """Whether a column of 0 and 1 never has a 1 where the label has one: another class of a one-hot table."""
-    cells = parts.tables.train.cells
-    values = pd.to_numeric(cells[choice.column], errors="coerce")
-    target = pd.to_numeric(cells[label], errors="coerce")
-    if parts.tables.label.positive or not set(values.unique()) <= {0.0, 1.0} or values.sum() < 20:
-        return False
-    return bool(not ((values == 1) & (target == 1)).any() and target.sum() >= 20)
 
 
 def _name(folder: Path) -> str:
