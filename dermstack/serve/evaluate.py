@@ -343,18 +343,19 @@ def cut_columns(
 
 def _notes(bundle: Bundle, rows: NewRows, labels: pd.Series) -> list[str]:
     """Returns the caveats to show with the results."""
-    notes, of = [note] if (note := units_note(bundle, rows)) else [], "image" if bundle.takes_images else "row"
+    notes = [note] if (note := units_note(bundle, rows)) else []
+    row = "image" if bundle.takes_images else "row"  # also where a prediction is for a unit of several
     if "group" in rows.missing:
         notes.append(
-            f"The groups of these {of}s are not known, so each {of} counts as its own patient: if patients have "
-            f"several {of}s, the intervals are too narrow."
+            f"The groups of these {row}s are not known, so each {row} counts as its own patient: if patients have "
+            f"several {row}s, the intervals are too narrow."
         )
     if local := local_note(bundle):
         notes.append(f"{local[0].upper()}{local[1:]}.")
     if is_fitted_on(bundle, _with_ids_of(rows, labels, "labels", "the rows")):
         notes.append(
             "The bundle was recalibrated with these very labels, so calibration, log loss and expected positives are "
-            f"optimistic here: evaluate it on other {of}s."
+            f"optimistic here: evaluate it on other {row}s."
         )
     notes += [f"{note[0].upper()}{note[1:]}" for note in table_notes(bundle, rows)]
     return notes + ([bundle.selection_note] if bundle.selection_note else [])
