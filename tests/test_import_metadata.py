@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,12 @@ import pandas as pd
 import pydicom
 import pytest
 from conftest import run_cli
+from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from tfrecord.writer import TFRecordWriter
 
 from dermstack.errors import DataError
+from stack.settings.config import read_config
 from stack.tables.metadata import dicom_files, read_dicom_metadata, read_tfrecord_metadata, write_metadata
 
 
@@ -109,6 +112,27 @@ def test_kaggles_records_imply_their_csv(tmp_path: Path) -> None:
     assert unused == []
     plain, _ = read_tfrecord_metadata(tmp_path, features={}, codes={})
     assert plain["sex"].tolist() == ["1", "1"], "codes without any word stay numbers"
+
+
+def test_the_next_command_that_is_told_drafts_a_config_that_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shards").mkdir()
+    encoded = io.BytesIO()
+    Image.new("RGB", (32, 32), (120, 80, 60)).save(encoded, "JPEG")
+    records = [
+        {"image": (encoded.getvalue(), "byte"), "image_name": (f"I{row}".encode(), "byte"),
+         "patient_id": (f"P{row // 2}".encode(), "byte"), "target": (int(row % 4 == 0), "int")}
+        for row in range(60)
+    ]  # fmt: skip
+    write_records(Path("shards/a.tfrec"), records)
+    assert run_cli("import-tfrecord", "shards", "rows.csv") == 0
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    program, *arguments = told.removeprefix("next: ").split()
+    assert program == "dermstack"
+    assert run_cli(*arguments) == 0
+    assert read_config(Path("config.yaml")).data.columns.target == "target"
 
 
 def test_unknown_features_and_codes_are_named(tmp_path: Path) -> None:
