@@ -100,3 +100,23 @@ def test_a_table_of_several_images_of_each_row_is_asked_about(tmp_path: Path) ->
     images.to_csv(tmp_path / "images.csv", index=False)
     made = draft_config(tmp_path, tmp_path / "config.yaml")
     assert asked(made, "images.csv has several rows of one 'id' (200 rows of 100;", "`predict_per: group`")
+
+
+def test_a_second_column_of_images_is_asked_about_and_a_column_of_paths_is_not(tmp_path: Path) -> None:
+    frame = written(tmp_path, side=32)
+    train = frame[:80].assign(path=lambda rows: "train/" + rows["id"] + ".png")
+    pairs = train[::2].assign(other=train["id"][1::2].to_numpy() + ".png")
+    for table, is_asked in ((train, False), (pairs, True)):
+        table.to_csv(tmp_path / "train.csv", index=False)
+        made = draft_config(tmp_path, tmp_path / "config.yaml")
+        assert not made.faults
+        assert asked(made, "data.columns.id: 'other' names images too, such as '00007.png'") is is_asked
+        assert asked(made, "names images too") is is_asked
+
+
+def test_the_columns_that_are_taken_and_left_out_are_named(tmp_path: Path) -> None:
+    frame = written(tmp_path)[:80].assign(tone=["pale", "dark"] * 40, same="x")
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    facts = draft_config(tmp_path, tmp_path / "config.yaml").facts
+    for line in ("numeric columns: 1 (size)", "categorical columns: 1 (tone)", "columns left out: same: "):
+        assert any(fact.startswith(line) for fact in facts), facts

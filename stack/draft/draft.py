@@ -19,12 +19,12 @@ from stack.draft.images import FoundImages, ImageFiles, find_images, image_files
 from stack.draft.roles import Roles, comes_from_diagnosis, find_roles, is_split, known, number_or_word
 from stack.draft.tables import FoundTable, FoundTables, prediction_column, read_tables, sort_tables
 from stack.draft.text import Draft, draft_text, path_in_config
-from stack.draft.unused import unused_questions
+from stack.draft.unused import image_questions, unused_questions
 from stack.experiment import Experiment, open_experiment
 from stack.fold_needs import check_fold_needs
 from stack.settings.config import Config
 from stack.settings.yaml_text import parse_yaml
-from stack.tables.columns import Choice, number_warnings
+from stack.tables.columns import Choice, described_choices, number_warnings
 from stack.tables.missing_codes import missing_codes
 
 _FOLDS = (5, 4, 3, 6, 8, 10)  # numbers of folds to try: the first that leaves enough groups of both classes
@@ -87,6 +87,7 @@ def draft_config(
     roles = find_roles(
         tables.train.cells, tables.test.cells if tables.test else None, taken=(tables.id, tables.label.column)
     )
+    asked_of_tables += image_questions(tables, roles.columns.values(), stems_of(there))
     notes = [*asked_of_tables, *roles.questions, *(("data.train", note) for note in unread[:5])]
     if tables.label.question:
         notes.append(("data.columns.target", tables.label.question))
@@ -418,8 +419,7 @@ def _facts(parts: _Parts, experiment: Experiment | None) -> list[str]:
     roles = {"id": tables.id, "target": label.column + positive, **parts.roles.columns}
     lines.append("columns: " + ", ".join(f"{role} {name}" for role, name in roles.items()))
     if experiment is not None:
-        further = experiment.table.columns
-        lines.append(f"further columns: {len(further.numeric):,} numeric, {len(further.categorical):,} categorical")
+        lines += described_choices(experiment.table.columns)
         train = experiment.table.train
         lines.append(
             f"rows: {len(train):,} training rows, {int(experiment.target.sum()):,} positive, in "

@@ -1,6 +1,10 @@
-"""Asks about tables of which nothing is used, such as test rows under another name of the id."""
+"""Asks about tables and columns of images that are not used, such as test rows under another name of the id."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
+
+import pandas as pd
 
 from dermstack.listing import first_of
 from stack.draft.tables import FoundTable, FoundTables, looks_like_sample
@@ -24,6 +28,29 @@ def unused_questions(tables: FoundTables) -> list[Question]:
                 "predict? Give the column of ids the same name in both, and run `dermstack init` again",
             ))  # fmt: skip
     return questions
+
+
+def image_questions(tables: FoundTables, roles: Collection[str], stems: frozenset[str]) -> list[Question]:
+    """Returns a question about each column without one of ``roles`` that names other images than the ids do.
+
+    ``stems`` are the names of the image files without suffix, in lower case.
+    """
+    cells, questions = tables.train.cells, []
+    of_ids = _stems(cells[tables.id])
+    for name in (name for name in cells.columns if name not in (tables.id, tables.label.column, *roles)):
+        found = _stems(cells[name])[cells[name] != ""]
+        if len(found) and found.isin(stems).mean() >= 0.9 and not found.isin(of_ids).all():
+            questions.append((
+                "data.columns.id", f"{name!r} names images too, such as {cells[name][found.index[0]]!r}, and only "
+                f"those of {tables.id!r} are used. Has a lesion or patient several images? Then write one row an "
+                "image, with a column that names what it is of; `predict_per` makes one prediction of all its images",
+            ))  # fmt: skip
+    return questions
+
+
+def _stems(values: pd.Series) -> pd.Series:
+    """Returns names of files without folders and suffixes, in lower case."""
+    return values.str.lower().str.replace(r"^.*[/\\]|\.[a-z0-9]{2,5}$", "", regex=True)
 
 
 def _about_rows(table: FoundTable, train: FoundTable, row_id: str, test: FoundTable | None) -> list[Question]:
